@@ -1,0 +1,129 @@
+"""What a policy may know of a request: a closed list of facts, none of them its text. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.config import CLASSES, Class
+from gateway.errors import InvalidRequest, did_you_mean
+from gateway.tokens import Estimate
+from gateway.wire import Request
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """Everything `decide` looks at besides policy and health. Logged with every decision, so that it can be made again."""
+
+    endpoint: str
+    """`chat/completions`, `completions` or `embeddings`."""
+    model: str
+    """As the client named it."""
+    class_: Class = msgspec.field(name="class", default="public")
+    found: tuple[str, ...] = ()
+    """Kinds of sensitive text that were found, sorted."""
+    tenant: str = ""
+    key_label: str = ""
+    tags: tuple[str, ...] = ()
+    """From the x-gateway-tags header, sorted."""
+    stream: bool = False
+    tools: bool = False
+    images: bool = False
+    json_mode: bool = False
+    needs: tuple[str, ...] = ()
+    """Capabilities a model must have (`config.Capability`), the endpoint's own first."""
+    prompt_tokens: int = 0
+    """Estimate."""
+    prompt_tokens_low: int = 0
+    prompt_tokens_high: int = 0
+    """Upper end of the estimate's error band; what a limit or a context window is compared with."""
+    max_output: int | None = None
+    """As the client limited it."""
+    deadline_ms: int | None = None
+    """What the client is ready to wait for the first token, from its x-gateway-deadline-ms header."""
+    hour: int = 0
+    """UTC hour of the day when the request came."""
+    seed: str = ""
+    """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
+
+
+def build(
+    request: Request,
+    *,
+    class_: Class,
+    found: tuple[str, ...],
+    size: Estimate,
+    tenant: str,
+    key_label: str,
+    class_floor: Class,
+    headers: Mapping[str, str],
+    seed: str,
+    now: float,
+) -> Facts:
+    """The facts of one request. The class is the highest of what was found, the key's floor and the x-gateway-class header.
+
+    `now` is Unix seconds. Raises InvalidRequest for a header that names no class.
+    """
+    return Facts(
+        endpoint=request.endpoint,
+        model=request.model,
+        class_=max(class_, class_floor, asked_class(headers), key=CLASSES.index),
+        found=found,
+        tenant=tenant,
+        key_label=key_label,
+        tags=tuple(sorted({tag.strip() for tag in headers.get("x-gateway-tags", "").split(",") if tag.strip()})),
+        stream=request.stream,
+        tools="tools" in request.needs,
+        images="images" in request.needs,
+        json_mode="json" in request.needs,
+        needs=request.needs,
+        prompt_tokens=size.tokens,
+        prompt_tokens_low=size.low,
+        prompt_tokens_high=size.high,
+        max_output=request.max_output,
+        deadline_ms=_milliseconds(headers.get("x-gateway-deadline-ms", "")),
+        hour=time.gmtime(now).tm_hour,
+        seed=seed,
+    )
+
+
+def asked_class(headers: Mapping[str, str]) -> Class:
+    """The class that the caller asks for; it can raise the request's class, never lower it."""
+    name = headers.get("x-gateway-class", "public").strip().lower()
+    for known in CLASSES:
+        if name == known:
+            return known
+    hint = did_you_mean(name, CLASSES)
+    raise InvalidRequest(f"x-gateway-class does not name a class{hint}", param="x-gateway-class")
+
+
+def _milliseconds(text: str) -> int | None:
+    return int(text) if text.isdigit() and 0 < len(text) < 10 and int(text) > 0 else None
+
+
+def texts(request: Request) -> Iterator[str]:
+    """The texts that make up the prompt, for its size: contents, text parts, tool definitions and earlier calls."""
+    data = request.data
+    for name in ("prompt", "input"):
+        yield from _strings(data.get(name))
+    for message in data.get("messages") or ():
+        yield from _strings(message.get("content"))
+        yield from _strings(message.get("tool_calls"))
+    yield from _strings(data.get("tools"))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, int):
+        yield "x "  # a token id: one token
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name not in {"image_url", "input_audio", "file", "type"}:
+                yield from _strings(item)

@@ -1,0 +1,89 @@
+"""A live view of every option (`upstream/model`): is it up, how many requests are in flight, how soon the first token comes.
+
+The clock is passed in; nobody is called. One view per front worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from gateway.policy.decision import Health
+
+FAILURES_TO_OPEN = 5
+"""Failures in a row after which an option is left alone for a while."""
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 60.0
+SMOOTHING = 0.2
+"""Weight of the newest time to first token in the running mean."""
+
+
+class _State:
+    __slots__ = ("failures", "in_flight", "pause_s", "paused_until", "reason", "ttft_ms")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.in_flight = 0
+        self.pause_s = FIRST_PAUSE_S
+        self.paused_until = 0.0
+        self.reason = ""
+        self.ttft_ms: float | None = None
+
+
+class HealthView:
+    """Learns from every attempt. A breaker opens after failures in a row and closes at the first success after its pause."""
+
+    def __init__(self, *, unavailable: Callable[[str, str], str | None], off: Callable[[str], bool], clock: Callable[[], float]) -> None:
+        """`unavailable(upstream, model)` says why an option cannot be used now; `off(upstream)` whether an operator must act."""
+        self._unavailable = unavailable
+        self._off = off
+        self._clock = clock
+        self._states: dict[str, _State] = {}
+
+    def snapshot(self, options: Iterable[tuple[str, str]]) -> dict[str, Health]:
+        """The state of these (upstream, model) pairs now, by `upstream/model`."""
+        now = self._clock()
+        return {f"{upstream}/{model}": self._one(upstream, model, now) for upstream, model in options}
+
+    def _one(self, upstream: str, model: str, now: float) -> Health:
+        state = self._state(f"{upstream}/{model}")
+        reason = self._unavailable(upstream, model)
+        if reason is not None:
+            return Health(up=False, reason=reason, off=self._off(upstream), ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+        if now < state.paused_until:
+            return Health(up=False, reason=state.reason, ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+        return Health(ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+
+    def _state(self, option: str) -> _State:
+        state = self._states.get(option)
+        if state is None:
+            state = self._states[option] = _State()
+        return state
+
+    def started(self, option: str) -> None:
+        """An attempt leaves."""
+        self._state(option).in_flight += 1
+
+    def ended(self, option: str) -> None:
+        """An attempt is over, whatever came of it."""
+        self._state(option).in_flight -= 1
+
+    def answered(self, option: str, ttft_ms: float) -> None:
+        """Its first event (or whole answer) came after this long."""
+        state = self._state(option)
+        state.failures = 0
+        state.pause_s = FIRST_PAUSE_S
+        state.paused_until = 0.0
+        state.ttft_ms = ttft_ms if state.ttft_ms is None else state.ttft_ms + SMOOTHING * (ttft_ms - state.ttft_ms)
+
+    def failed(self, option: str, reason: str, *, retry_after_s: float | None = None) -> None:
+        """It failed in a way that says something about it. `retry_after_s`: it asked to be left alone for so long."""
+        state = self._state(option)
+        state.failures += 1
+        now = self._clock()
+        if retry_after_s is not None:
+            state.paused_until = max(state.paused_until, now + min(retry_after_s, LONGEST_PAUSE_S))
+            state.reason = f"asked to wait: {reason}"
+        if state.failures >= FAILURES_TO_OPEN:
+            state.paused_until = max(state.paused_until, now + state.pause_s)
+            state.pause_s = min(state.pause_s * 2, LONGEST_PAUSE_S)
+            state.reason = f"failed {state.failures} times in a row: {reason}"

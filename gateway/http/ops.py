@@ -1,0 +1,98 @@
+"""What operators and clients ask about the gateway itself: health, readiness, metrics, models. No prompt passes here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+from litestar import Request, Response, get, post
+
+from gateway.auth import Keys, bearer
+from gateway.cache.tiers import Cache
+from gateway.config import CLASSES, Config
+from gateway.errors import InvalidRequest, NotFound, did_you_mean
+from gateway.http.inference import header_map, request_id
+
+State = dict[str, Any]
+
+
+def model_object(config: Config, name: str, created: int) -> dict[str, Any]:
+    """One entry of /v1/models, in OpenAI's shape; what we add stands under names of our own."""
+    candidates = config.candidates(name)
+    upstreams = sorted({candidate.upstream for candidate in candidates})
+    contexts = [candidate.context for candidate in candidates if candidate.context]
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": upstreams[0] if len(upstreams) == 1 else "gateway",
+        "context_length": max(contexts) if contexts else None,
+        "capabilities": sorted({word for candidate in candidates for word in candidate.capabilities}),
+    }
+
+
+def routes(
+    *,
+    config: Config,
+    keys: Keys,
+    cache: Cache,
+    ready: Callable[[], tuple[bool, State]],
+    metrics: Callable[[], tuple[bytes, str]],
+    started_at: int,
+) -> list[Any]:
+    """The handlers, closed over what they show."""
+
+    @get("/health", sync_to_thread=False)
+    def health() -> State:
+        """The process answers; nothing more is promised."""
+        return {"status": "ok"}
+
+    @get("/ready", sync_to_thread=False)
+    def readiness() -> Response[State]:
+        """200 when at least one route can serve, else 503; the body says what is up and why the rest is not."""
+        is_ready, state = ready()
+        return Response(state, status_code=200 if is_ready else 503)
+
+    @get("/metrics", sync_to_thread=False)
+    def show_metrics() -> Response[bytes]:
+        """Prometheus text. Holds counts and configured names only, so it needs no key."""
+        page, media = metrics()
+        return Response(page, media_type=media)
+
+    @get("/v1/models", sync_to_thread=False)
+    def list_models(request: Request[Any, Any, Any]) -> Response[State]:
+        keys.principal(bearer(header_map(request.scope)))
+        models = [model_object(config, name, started_at) for name in config.models]
+        return Response({"object": "list", "data": models}, headers={"x-request-id": request_id()})
+
+    @get("/v1/models/{name:path}", sync_to_thread=False)
+    def show_model(request: Request[Any, Any, Any], name: str) -> Response[State]:
+        keys.principal(bearer(header_map(request.scope)))
+        wanted = unquote(name.lstrip("/"))
+        if wanted not in config.models:
+            shown = ascii(wanted[:128])[1:-1]
+            hint = did_you_mean(wanted, config.models)
+            raise NotFound(f"The model `{shown}` does not exist{hint}", param="model", code="model_not_found")
+        return Response(model_object(config, wanted, started_at), headers={"x-request-id": request_id()})
+
+    @post("/v1/gateway/purge", status_code=200)
+    async def purge(request: Request[Any, Any, Any]) -> State:
+        """Forget cached answers. Scope `admin`; body: any of tenant, model, class, and dry_run."""
+        keys.principal(bearer(header_map(request.scope))).require("admin")
+        asked = await request.json()
+        known = {"tenant", "model", "class", "dry_run"}
+        for name in asked if isinstance(asked, dict) else ["(body)"]:
+            if name not in known:
+                raise InvalidRequest(f'unknown field "{ascii(name)[1:-1]}"{did_you_mean(name, known)}', param=name)
+        if asked.get("class") not in {None, *CLASSES}:
+            raise InvalidRequest(f'unknown class{did_you_mean(str(asked["class"]), CLASSES)}', param="class")
+        count = await cache.purge(
+            tenant=asked.get("tenant"),
+            model=asked.get("model"),
+            class_=asked.get("class"),
+            dry_run=bool(asked.get("dry_run", False)),
+        )
+        return {"purged": count, "dry_run": bool(asked.get("dry_run", False))}
+
+    return [health, readiness, show_metrics, list_models, show_model, purge]

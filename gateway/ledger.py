@@ -1,0 +1,181 @@
+"""What happened to one request. A Ledger is written while the request lives and closes into exactly one Record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+Ending = Literal["complete", "hit", "fallback", "refused", "broken", "failed", "client_gone", "cancelled", "never_read"]
+"""How a request ended. `fallback` is complete by another upstream than the first; `broken` was cut after its first event;
+`failed` found no upstream; `refused` never tried one; `cancelled` was stopped by us; `never_read` had an answer nobody took."""
+
+Source = Literal["local", "external", "cache", "none"]
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of one answer. `estimated` when the upstream did not count them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    estimated: bool = False
+
+
+class TokenEvent(NamedTuple):
+    """One event that carried content, as it passed. A tuple, because one is made for every token on the event loop."""
+
+    time_ns: int
+    """Wall clock, nanoseconds since the epoch."""
+    request_id: str
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls on an event
+    """Of the event within its answer, from 0."""
+    ms: float
+    """Since the request was opened."""
+    n_tokens: int
+    """0: not known here; the log writer counts or estimates."""
+    text: str | None
+    """None where class or policy allow no text in the log; then `chars` stands alone."""
+    chars: int
+    upstream: str
+    source: str
+    choice: int
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """One closed request, as the audit log, the metrics and the budgets see it. Holds no text of it."""
+
+    request_id: str
+    opened_at: float
+    """Unix seconds."""
+    endpoint: str
+    ending: Ending
+    status: int
+    stream: bool
+    key_label: str = ""
+    tenant: str = ""
+    model: str = ""
+    """As the client named it."""
+    route: str = ""
+    """`upstream/model` that answered, `cache`, or empty."""
+    source: Source = "none"
+    cache: str = "off"
+    """`hit-exact`, `hit-semantic`, `miss`, `bypass` or `off`."""
+    policy: str = ""
+    """NAME@HASH in force when the request was decided."""
+    route_rule: str = ""
+    class_: str = "public"
+    found: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
+    error: str = ""
+    """The `code` or kind of failure; empty when there was none."""
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    """None: the price is not known."""
+    saved_usd: float | None = None
+    """On a hit: what the stored answer had cost."""
+    finish_reason: str = ""
+    ttft_ms: float | None = None
+    duration_ms: float = 0.0
+    overhead_ms: float = 0.0
+    """Time spent in the gateway itself before the first attempt left: parse, scan, decide, look up."""
+    events: int = 0
+    cosine: float | None = None
+    client_request_id: str = ""
+
+
+class Ledger:
+    """Written while one request lives. `close` makes its one Record; whatever happens, nothing closes it twice."""
+
+    def __init__(
+        self,
+        request_id: str,
+        endpoint: str,
+        *,
+        on_token: Callable[[TokenEvent], None],
+        on_event: Callable[..., None],
+        on_record: Callable[[Record], None],
+    ) -> None:
+        self.request_id = request_id
+        self.endpoint = endpoint
+        self.opened_at = time.time()
+        self._opened = time.perf_counter()
+        self._on_token = on_token
+        self._on_event = on_event
+        self._on_record = on_record
+        self._first_ms: float | None = None
+        self._sent_ms: float | None = None
+        self._index = 0
+        self._closed = False
+        self.log_text = False
+        self.chars_out = 0
+        self.fields: dict[str, object] = {}
+        """Record fields known so far; `note` adds to them."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the Record was made."""
+        return self._closed
+
+    def note(self, **fields: object) -> None:
+        """Record fields as they become known."""
+        self.fields.update(fields)
+
+    def event(self, name: str, **fields: object) -> None:
+        """A request event for the log, with this request's id."""
+        self._on_event(name, request_id=self.request_id, **fields)
+
+    def elapsed_ms(self) -> float:
+        """Since the request was opened."""
+        return (time.perf_counter() - self._opened) * 1000
+
+    def sent(self) -> None:
+        """The first attempt leaves now, or a stored answer was found: the gateway's own work before it is done."""
+        if self._sent_ms is None:
+            self._sent_ms = self.elapsed_ms()
+
+    def content(self, text: str, n_tokens: int, *, choice: int = 0) -> None:
+        """One event that carried content passed; `n_tokens` 0 when nobody counted."""
+        ms = self.elapsed_ms()
+        if self._first_ms is None:
+            self._first_ms = ms
+        self.chars_out += len(text)
+        self._on_token(
+            TokenEvent(
+                time_ns=time.time_ns(),
+                request_id=self.request_id,
+                index=self._index,
+                ms=ms,
+                n_tokens=n_tokens,
+                text=text if self.log_text else None,
+                chars=len(text),
+                upstream=str(self.fields.get("route", "")),
+                source=str(self.fields.get("source", "none")),
+                choice=choice,
+            )
+        )
+        self._index += 1
+
+    def close(self, ending: Ending, *, status: int, error: str = "") -> None:
+        """Make the Record and hand it to the sinks; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if error:
+            self.fields["error"] = error
+        duration = self.elapsed_ms()
+        record = Record(
+            request_id=self.request_id,
+            opened_at=self.opened_at,
+            endpoint=self.endpoint,
+            ending=ending,
+            status=status,
+            ttft_ms=self._first_ms,
+            duration_ms=duration,
+            overhead_ms=duration if self._sent_ms is None else self._sent_ms,
+            events=self._index,
+            **{"stream": False, **self.fields},  # type: ignore[arg-type]  # `note` is called with Record's own fields
+        )
+        self._on_record(record)

@@ -1,0 +1,585 @@
+"""The log: one JSON-lines schema for tokens, request events and lifecycle events, written by a thread of its own.
+
+The event loop only appends; encoding, counting, masking and the disk happen on the thread. Knows nothing of what the events
+mean. The schema is docs/logs.md and docs/log-schema.json.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path, PurePath
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Protocol
+
+import msgspec
+import structlog
+from msgspec import UNSET, Struct, UnsetType
+
+from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.ledger import Record, TokenEvent
+
+WAKE_S = 0.02
+"""The thread looks at the queue this often; what a killed process loses is what came since."""
+
+BATCH_LINES = 128
+"""Lines encoded in one go. The encoder holds the interpreter lock meanwhile, so this bounds how long it can hold up the loop."""
+
+RETRY_S = 0.1
+"""Between two attempts to write to a sink that failed."""
+
+_PIPE_ATOM = 4096
+"""Linux: a pipe that polls as writable takes this much without blocking, and takes it in one piece."""
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+_NAMED_SECRET = re.compile(
+    r"(?i)(proxy-)?authorization|(set-)?cookie|(.*[-_])?(api[-_]?)?key|(.*[-_])?(secret|password|access_token)"
+)
+_SHAPED_SECRET = re.compile(r"(?<![A-Za-z0-9])(?:gw|sk)-[A-Za-z0-9_-]{8,}")
+MASK = "[masked]"
+
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_TRUSTED_LOGGERS = frozenset({"uvicorn.error"})
+"""Standard-library loggers whose messages never carry text of a request; of all others only name and place are kept."""
+
+
+class Event(Struct, frozen=True):
+    """What one kind of log line tells, and the fields it always has beside `time`, `event` and `level`."""
+
+    when: str
+    lifecycle: bool = False
+    """About the gateway, not about one request: has no `request_id`, and may carry the message of a GatewayError."""
+    fields: tuple[str, ...] = ()
+    level: Literal["info", "warning", "error"] = "info"
+
+
+EVENTS: Mapping[str, Event] = MappingProxyType(
+    {
+        "request.opened": Event("a request was accepted for work", fields=("request_id", "endpoint")),
+        "route.decided": Event(
+            "policy said where the request may go",
+            fields=("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "limits", "refusal"),
+        ),
+        "cache.hit": Event("the answer comes from the cache", fields=("request_id", "tier")),
+        "cache.miss": Event("the cache had no answer that may be used", fields=("request_id", "reason")),
+        "upstream.failed": Event(
+            "one attempt at one upstream failed", fields=("request_id", "upstream", "kind"), level="warning"
+        ),
+        "request.crashed": Event("a fault of the gateway's own", fields=("request_id", "fault", "place"), level="error"),
+        "token": Event(
+            "one event that carried content passed to the client",
+            fields=("request_id", "index", "ms", "n_tokens", "upstream", "source", "choice", "chars"),
+        ),
+        "request.closed": Event("the request ended; its whole record", fields=("request_id", "endpoint", "ending", "status")),
+        "gateway.started": Event("the supervisor runs", lifecycle=True),
+        "gateway.stopped": Event("the supervisor ended in order", lifecycle=True),
+        "worker.ready": Event("a worker process can work", lifecycle=True, fields=("worker",)),
+        "worker.lost": Event("a worker process died or cannot be reached", lifecycle=True, fields=("worker",), level="error"),
+        "worker.stopped": Event("a worker process ended in order", lifecycle=True, fields=("worker",)),
+        "upstream.down": Event("an upstream is not tried for now", lifecycle=True, fields=("upstream",), level="warning"),
+        "upstream.up": Event("an upstream is tried again", lifecycle=True, fields=("upstream",)),
+        "policy.activated": Event("a policy is in force from here on", lifecycle=True, fields=("policy",)),
+        "policy.refused": Event("a changed policy was refused; the last good one stays", lifecycle=True, level="error"),
+        "config.refused": Event("a changed config was refused; the last good one stays", lifecycle=True, level="error"),
+        "log.failed": Event(
+            "a log sink cannot be written (on standard error)", lifecycle=True, fields=("reason",), level="error"
+        ),
+        "log.healed": Event("the sink takes lines again", lifecycle=True, fields=("failed_s",), level="warning"),
+        "log.dropped": Event("lines were lost because the queue was full", lifecycle=True, fields=("count",), level="error"),
+        "log.unencodable": Event(
+            "a line could not be written as JSON", lifecycle=True, fields=("of", "error_type"), level="error"
+        ),
+        "library.logged": Event(
+            "a library logged a warning or an error", lifecycle=True, fields=("logger", "place"), level="warning"
+        ),
+    }
+)
+"""Every kind of line. An event that is not here is written all the same, but a test finds its name in the source."""
+
+
+class _Token(Struct):
+    """The line of one TokenEvent."""
+
+    time: str
+    event: str
+    request_id: str
+    index: int
+    ms: float
+    n_tokens: int
+    upstream: str
+    source: str
+    choice: int
+    chars: int
+    text: str | UnsetType = UNSET
+    tokens_est: bool | UnsetType = UNSET
+
+
+class _Clock:
+    """Nanoseconds since the epoch as RFC 3339 in UTC with microseconds; remembers the last second it formatted."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._head = ""
+
+    def __call__(self, time_ns: int) -> str:
+        second, rest = divmod(time_ns, 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._head}.{rest // 1000:06d}Z"
+
+
+class _Sink(Protocol):
+    """Takes blocks of whole lines, as far as it can."""
+
+    place: str
+
+    def write(self, block: bytes, at: int) -> int:
+        """Write some of `block` from `at` on; returns how far the block is written now.
+
+        That may be before `at` when the beginning of a line was lost with its file. Raises OSError; nothing is written then.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up what it holds."""
+        ...
+
+
+class _Files:
+    """A segment: files SEGMENT-YYYYmmddTHHMMSS-N.jsonl in one folder, the next one begun between two lines."""
+
+    def __init__(self, folder: Path, *, segment: str, rotate_bytes: int, keep_files: int) -> None:
+        self.place = f"log folder {folder}"
+        self._folder = folder
+        self._segment = segment
+        self._rotate_bytes = rotate_bytes
+        self._keep_files = keep_files
+        self._stamp = ""
+        self._number = 0
+        self._fd = -1
+        self._size = 0
+
+    def write(self, block: bytes, at: int) -> int:
+        if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:
+            at = block.rfind(b"\n", 0, at) + 1
+            self.open()
+        end = self._room(block, at)
+        if end == at:
+            self.open()
+            end = self._room(block, at)
+        try:
+            wrote = os.write(self._fd, memoryview(block)[at:end])
+        except OSError as error:
+            # A full disk may heal in the middle of a line; any other fault may be the file's own, unless it is a fresh one.
+            if error.errno not in _DISK_FULL and self._size:
+                self.close()
+            raise
+        self._size += wrote
+        return at + wrote
+
+    def _room(self, block: bytes, at: int) -> int:
+        """Where in `block` this file must end: at the last line that fits, or after the one line that is begun or too long."""
+        room = self._rotate_bytes - self._size
+        if at + room >= len(block):
+            return len(block)
+        begun = at > 0 and block[at - 1] != 0x0A
+        end = block.rfind(b"\n", at, at + room) + 1 if room > 0 else 0
+        if end > at:
+            return end
+        return block.index(b"\n", at) + 1 if begun or not self._size else at
+
+    def open(self) -> None:
+        """Begin the next file, readable by its owner alone, and remove the oldest above `keep_files`. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Never an older stamp or a smaller number than before: the name says which file is the oldest.
+        self._stamp = max(self._stamp, time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
+        while True:
+            path = self._folder / f"{self._segment}-{self._stamp}-{self._number}.jsonl"
+            self._number += 1
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                break
+            except FileExistsError:
+                continue
+        self.close()
+        self._fd, self._size = fd, 0
+        self._prune(path)
+
+    def _prune(self, current: Path) -> None:
+        if not self._keep_files:
+            return
+        old = [path for path in segment_files(self._folder, self._segment) if path != current]
+        for path in old[: max(0, len(old) + 1 - self._keep_files)]:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+class _Stdout:
+    """Standard output. Never blocks for long: a reader that does not read is a failing sink."""
+
+    place = "standard output"
+
+    def write(self, block: bytes, at: int) -> int:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        if not poll.poll(RETRY_S * 1000):
+            raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+        end = len(block) if len(block) - at <= _PIPE_ATOM else block.rfind(b"\n", at, at + _PIPE_ATOM) + 1
+        return at + os.write(sys.stdout.fileno(), memoryview(block)[at : end if end > at else at + _PIPE_ATOM])
+
+    def close(self) -> None:
+        """Standard output is not ours to close."""
+
+
+class LogWriter:
+    """A thread that writes log lines; `token`, `event` and `closed` append for it and cost the caller no encoding.
+
+    Lines come out in the order they were handed over. `folder` and `stdout` are the sinks; a line counts as written when every
+    sink has it. While a sink fails, its lines wait in memory and are tried again, without loss or duplicate; what comes
+    when `queue_limit` lines wait is dropped and counted in `dropped`. `on_full="refuse"` makes `healthy` say so early enough
+    that new requests can be refused and the running ones still find room; `"drop"` serves on.
+    `count_tokens(text, upstream)` gives (tokens, estimated) for events whose source did not count; it runs on the thread.
+    `keep_files=0` keeps every file.
+
+    Raises ConfigError when a folder is given that cannot be written and `on_full` is "refuse".
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        segment: str,
+        stdout: bool,
+        rotate_bytes: int,
+        keep_files: int,
+        on_full: Literal["refuse", "drop"],
+        queue_limit: int,
+        count_tokens: Callable[[str, str], tuple[int, bool]],
+    ) -> None:
+        self.dropped = 0
+        self._on_full = on_full
+        self._queue_limit = queue_limit
+        self._count_tokens = count_tokens
+        self._sinks: list[_Sink] = [_Stdout()] if stdout else []
+        if folder is not None:
+            files = _Files(folder, segment=segment, rotate_bytes=rotate_bytes, keep_files=keep_files)
+            self._sinks.append(files)
+            if on_full == "refuse":
+                _open_or_refuse(files, folder)
+        self._queue: list[Any] = []
+        self._block = b""
+        self._written = [0] * len(self._sinks)
+        self._fault: str | None = None
+        self._failing_since = 0.0
+        self._told_dropped = 0
+        self._clock = _Clock()
+        self._encoder = msgspec.json.Encoder()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stop_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def token(self, event: TokenEvent) -> None:
+        """Hand over one token event. Called for every token on the event loop."""
+        queue = self._queue
+        if len(queue) < self._queue_limit:
+            queue.append(event)
+        else:
+            self._drop()
+
+    def event(self, event: MutableMapping[str, Any]) -> None:
+        """Hand over one event with at least `event`; the mapping is the writer's from here on. `time_ns` is set when missing."""
+        event.setdefault("time_ns", time.time_ns())
+        if len(self._queue) < self._queue_limit:
+            self._queue.append(event)
+        else:
+            self._drop()
+
+    def closed(self, record: Record) -> None:
+        """Hand over the record of a closed request; it becomes its `request.closed` line."""
+        if len(self._queue) < self._queue_limit:
+            self._queue.append(record)
+        else:
+            self._drop()
+
+    def flush_soon(self) -> None:
+        """Wake the thread now instead of within WAKE_S; returns at once."""
+        self._wake.set()
+
+    def healthy(self) -> str | None:
+        """Why a new request must be refused, in words an operator can act on, or None. Called on every request.
+
+        Always None for `on_full="drop"`.
+        """
+        if self._on_full == "drop":
+            return None
+        if self._fault is None and len(self._queue) * 2 >= self._queue_limit:
+            return f"log queue: {len(self._queue)} lines wait; the disk or standard output is too slow for this load"
+        return self._fault
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with a sink now, whatever `on_full` says, or None."""
+        return self._fault
+
+    @property
+    def queued(self) -> int:
+        """Lines that wait for the thread."""
+        return len(self._queue)
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Write everything that waits, for at most `timeout_s`, and end the thread. Returns how many lines were lost."""
+        self._stop_at = time.monotonic() + timeout_s
+        self._wake.set()
+        self._thread.join(timeout_s + 2 * RETRY_S)
+        self._fault = "the log is closed"
+        return len(self._queue) + self._block.count(b"\n", min(self._written, default=0))
+
+    def _drop(self) -> None:
+        with self._lock:
+            self.dropped += 1
+
+    def _run(self) -> None:
+        while self._stop_at is None or ((self._block or self._queue) and time.monotonic() < self._stop_at):
+            if self._stop_at is None:
+                self._wake.wait(WAKE_S)
+                self._wake.clear()
+            try:
+                self._drain()
+            except Exception as error:  # noqa: BLE001 -- the outermost boundary of the thread; without it logging ends unseen
+                self._failed("log writer", f"{type(error).__name__} at {_place(error.__traceback__)}")
+        for sink in self._sinks:
+            sink.close()
+
+    def _drain(self) -> None:
+        while self._block or self._queue:
+            if not self._block:
+                batch = self._queue[:BATCH_LINES]
+                del self._queue[: len(batch)]
+                self._written = [0] * len(self._sinks)
+                self._block = self._encode(batch)
+            for number, sink in enumerate(self._sinks):
+                try:
+                    while self._written[number] < len(self._block):
+                        self._written[number] = sink.write(self._block, self._written[number])
+                except OSError as error:
+                    self._failed(sink.place, error.strerror or type(error).__name__)
+                    return
+            self._block = b""
+            self._healed()
+
+    def _failed(self, place: str, why: str) -> None:
+        reason = f"{place}: {why}; logging goes on by itself once that is mended"
+        if self._fault is None:
+            self._failing_since = time.monotonic()
+            line = {"time_ns": time.time_ns(), "event": "log.failed", "level": "error", "reason": reason}
+            _tell_stderr(self._encode([line]))
+        self._fault = reason
+        time.sleep(RETRY_S)
+
+    def _healed(self) -> None:
+        if self._fault is not None:
+            failed_s = round(time.monotonic() - self._failing_since, 3)
+            self._queue.append({"time_ns": time.time_ns(), "event": "log.healed", "level": "warning", "failed_s": failed_s})
+            self._fault = None
+        with self._lock:
+            count, self._told_dropped = self.dropped - self._told_dropped, self.dropped
+        if count:
+            self._queue.append({"time_ns": time.time_ns(), "event": "log.dropped", "level": "error", "count": count})
+
+    def _encode(self, batch: Sequence[Any]) -> bytes:
+        lines = [self._line(item) for item in batch]
+        try:
+            return self._encoder.encode_lines(lines)
+        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
+            return b"".join([self._encode_one(line) for line in lines])
+
+    def _encode_one(self, line: Any) -> bytes:
+        """A line msgspec refuses, most often for a lone surrogate, which becomes `?`."""
+        try:
+            plain = msgspec.to_builtins(line)
+            return (
+                json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+            )
+        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
+            return self._encoder.encode(self._unencodable(line, error)) + b"\n"
+
+    def _line(self, item: Any) -> Any:
+        try:
+            if type(item) is TokenEvent:
+                return self._token_line(item)
+            if type(item) is Record:
+                return self._record_line(item)
+            return self._event_line(item)
+        except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
+            return self._unencodable(item, error)
+
+    def _token_line(self, item: TokenEvent) -> _Token:
+        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice = item
+        line = _Token(self._clock(time_ns), "token", request_id, index, round(ms, 3), n_tokens, upstream, source, choice, chars)
+        if text is not None:
+            line.text = text
+        if not n_tokens and chars:
+            line.n_tokens, estimated = self._count_tokens(text, upstream) if text is not None else (-(-chars // 4), True)
+            if estimated:
+                line.tokens_est = True
+        return line
+
+    def _record_line(self, record: Record) -> dict[str, Any]:
+        """A record closes at its opening plus its duration."""
+        fields = msgspec.structs.asdict(record)
+        fields["class"] = fields.pop("class_")
+        closed_ns = int((record.opened_at + record.duration_ms / 1000) * 1e9)
+        level = "warning" if record.ending in ("broken", "failed") else "info"
+        return {"time": self._clock(closed_ns), "event": "request.closed", "level": level, **fields}
+
+    def _event_line(self, item: MutableMapping[str, Any]) -> dict[str, Any]:
+        time_ns = item.pop("time_ns")
+        line = {"time": self._clock(time_ns), "event": item.pop("event"), "level": item.pop("level", "info")}
+        if "request_id" in item:
+            line["request_id"] = item.pop("request_id")
+        line.update(masked(item))
+        return line
+
+    def _unencodable(self, item: Any, error: Exception) -> dict[str, Any]:
+        of = item.get("event", "event") if isinstance(item, Mapping) else type(item).__name__
+        return {
+            "time": self._clock(time.time_ns()),
+            "event": "log.unencodable",
+            "level": "error",
+            "of": of if isinstance(of, str) and of in EVENTS else "event",
+            "error_type": type(error).__name__,
+        }
+
+
+def segment_files(folder: Path, segment: str = "") -> list[Path]:
+    """The log files in a folder, oldest first by the time in their names; of one segment when it is named. Raises OSError."""
+    name = re.compile(rf"({re.escape(segment) if segment else '.+'})-(\d{{8}}T\d{{6}})-(\d+)\.jsonl")
+    found = [(match, path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
+    found.sort(key=lambda pair: (pair[0][2], int(pair[0][3]), pair[0][1]))
+    return [path for _, path in found]
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """`value` as plain JSON without secrets: whatever stands under a key named like one, and every `gw-` or `sk-` string in it.
+
+    A value JSON has no word for becomes its type's name, since its text may be anything.
+    """
+    if name and _NAMED_SECRET.fullmatch(name):
+        return MASK
+    if isinstance(value, str):
+        return _SHAPED_SECRET.sub(MASK, value) if "gw-" in value or "sk-" in value else value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Struct):
+        return masked(msgspec.structs.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): masked(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [masked(item) for item in value]
+    return masked(str(value)) if isinstance(value, PurePath) else f"<{type(value).__name__}>"
+
+
+def configure(writer: LogWriter, level: str) -> Callable[..., None]:
+    """Send structlog's events, and what libraries log through `logging` from WARNING up, to this writer.
+
+    `level` is `debug`, `info`, `warning` or `error`. Once per process, at its start. Returns `emit(name, **fields)`, which logs
+    one event at the level EVENTS gives it, in about 3 us.
+    """
+
+    def hand_over(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        writer.event(event)
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, describe_exception, hand_over],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(handlers=[_LibraryLogs(writer)], level=max(logging.WARNING, getattr(logging, level.upper())), force=True)
+    logger = structlog.get_logger().bind()
+    levels = {name: _LEVELS[kind.level] for name, kind in EVENTS.items()}
+
+    def emit(name: str, **fields: Any) -> None:
+        logger.log(levels.get(name, logging.INFO), name, **fields)
+
+    return emit
+
+
+def describe_exception(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Put an exception's type and place in the stead of its text, which may be text of a request.
+
+    A GatewayError in a lifecycle event also keeps its message: that one speaks of files, processes and upstreams.
+    """
+    given = event.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+    if error is not None:
+        event["error_type"] = type(error).__name__
+        event["error_place"] = _place(error.__traceback__)
+        kind = EVENTS.get(event.get("event", ""))
+        if isinstance(error, GatewayError) and kind is not None and kind.lifecycle and "request_id" not in event:
+            event["error_message"] = str(error)
+    return event
+
+
+class _LibraryLogs(logging.Handler):
+    """Turns a library's log record into a `library.logged` line: who and where, but not its text."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: dict[str, Any] = {
+            "event": "library.logged",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "place": f"{record.module}:{record.lineno}",
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            event["error_type"] = type(record.exc_info[1]).__name__
+            event["error_place"] = _place(record.exc_info[2])
+        elif record.name in _TRUSTED_LOGGERS:
+            event["message"] = record.getMessage()
+        self._writer.event(event)
+
+
+def _open_or_refuse(files: _Files, folder: Path) -> None:
+    try:
+        files.open()
+    except OSError as error:
+        why = f"{error.strerror}; name a folder this user can write, or set on_full to drop"
+        raise ConfigError([Problem(place=f"log folder {folder}", message=why)]) from error
+
+
+def _place(traceback: TracebackType | None) -> str:
+    """`module:line` of the innermost frame in this package, or of the innermost at all."""
+    places = []
+    while traceback is not None:
+        places.append(f"{traceback.tb_frame.f_globals.get('__name__', '?')}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    ours = [place for place in places if place.startswith("gateway.")]
+    return (ours or places or ["unknown"])[-1]
+
+
+def _tell_stderr(line: bytes) -> None:
+    try:
+        os.write(2, line)
+    except OSError:
+        return

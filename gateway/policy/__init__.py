@@ -1,0 +1,1 @@
+"""Policy files in, decisions out. Reads files, but calls nobody and keeps no clock."""

@@ -1,0 +1,307 @@
+"""Decide where a request may go, and in which order. Pure: no clock, no network, no file; the same in gives the same out."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Collection, Iterable
+
+from gateway.errors import Forbidden, InvalidRequest, did_you_mean
+from gateway.facts import Facts
+from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
+from gateway.policy.generation import RANK, Generation, Limit, Policy, Route, Row
+
+USUAL_OUTPUT_TOKENS = 512
+"""Answer length that the expected cost reckons with when the client set no lower bound."""
+LONG_OUTPUT_TOKENS = 4096
+"""Answer length that a cost cap reckons with when neither client nor model bounds it."""
+PRIOR_TTFT_MS = 100.0
+"""Time to first token that an option is believed to have until one was measured: low, so that a new one is tried soon."""
+
+_HEALTHY = Health()
+_CACHE_RANK = {"off": 0, "exact": 1, "semantic": 2}
+_MOST_CACHED_RANK = RANK["internal"]
+
+
+def decide(generation: Generation, policy_name: str, facts: Facts, health: HealthOf) -> Decision:
+    """The allowed set, its order, and what cache and log may do. Never raises for any facts or health.
+
+    `policy_name` is one that `policy_for` gave; KeyError when the generation does not have it.
+    """
+    policy = generation.policies[policy_name]
+    removed: list[Removed] = []
+    limits = [limit for limit in generation.limits if limit.holds is None or limit.holds(facts)]
+    fitting = _fitting(generation.rows_for(facts.model), facts, removed)
+    cleared = _cleared(fitting, facts, removed)
+    allowed = _allowed(cleared, limits, facts, removed)
+    route = _route(policy, facts)
+    wanted = _wanted(allowed, route, removed)
+    ready = _ready(wanted, health, removed)
+    refusal = None
+    if not ready:
+        refusal = _refusal(generation, facts, health, limits, fitting=fitting, cleared=cleared, allowed=allowed, wanted=wanted)
+    return Decision(
+        policy=generation.label(policy_name),
+        rule=route.name if route else "",
+        candidates=_ordered(ready, route, facts, health),
+        removed=tuple(removed),
+        cache=_cache(limits, facts) if wanted else "off",
+        log_text=_log_text(generation, limits, facts),
+        deadline_ms=_deadline_ms(route, facts),
+        limits=tuple([limit.name for limit in limits]),
+        refusal=refusal,
+    )
+
+
+def expected_cost_usd(option: Option, facts: Facts) -> float | None:
+    """What a request will probably cost, in US dollars; None when a price is not known. Prompt caches are not reckoned with."""
+    output = min(facts.max_output or USUAL_OUTPUT_TOKENS, option.max_output or USUAL_OUTPUT_TOKENS)
+    return _cost_usd(option, facts, facts.prompt_tokens, output)
+
+
+def worst_cost_usd(option: Option, facts: Facts) -> float | None:
+    """The most a request with one answer can cost, in US dollars; None when a price is not known."""
+    output = facts.max_output or option.max_output or LONG_OUTPUT_TOKENS
+    return _cost_usd(option, facts, facts.prompt_tokens_high, output)
+
+
+def _cost_usd(option: Option, facts: Facts, prompt_tokens: int, output_tokens: int) -> float | None:
+    if option.input_usd_per_mtok is None:
+        return None
+    if facts.endpoint == "embeddings":
+        return prompt_tokens * option.input_usd_per_mtok / 1e6
+    if option.output_usd_per_mtok is None:
+        return None
+    return (prompt_tokens * option.input_usd_per_mtok + output_tokens * option.output_usd_per_mtok) / 1e6
+
+
+def expected_ttft_ms(health: Health) -> float | None:
+    """Time to first token with the queue before it, in milliseconds; None while nothing was measured."""
+    return None if health.ttft_ms is None else health.ttft_ms * (health.in_flight + 1)
+
+
+def _fitting(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[Row]:
+    """The options that are able to serve the request, whoever may see it."""
+    needed = facts.prompt_tokens_high + (facts.max_output or 1)
+    found = []
+    for row in rows:
+        if not row.capabilities.issuperset(facts.needs):
+            lacking = ", ".join(need for need in facts.needs if need not in row.capabilities)
+            removed.append(Removed(option=row.name, by="capability", reason=f"cannot do: {lacking}"))
+        elif row.option.context is not None and needed > row.option.context:
+            reason = f"up to {needed} tokens do not fit its context of {row.option.context}"
+            removed.append(Removed(option=row.name, by="context", reason=reason))
+        else:
+            found.append(row)
+    return found
+
+
+def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[Row]:
+    """The options whose upstream takes requests of this class."""
+    rank = RANK[facts.class_]
+    found = []
+    for row in rows:
+        if row.rank >= rank:
+            found.append(row)
+        else:
+            reason = f"{row.option.upstream} takes up to {row.option.takes_up_to}, this is {facts.class_}"
+            removed.append(Removed(option=row.name, by="class", reason=reason))
+    return found
+
+
+def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> list[Row]:
+    """What every limit leaves. Each limit can only take away, so neither their order nor their file matters."""
+    for limit in limits:
+        if limit.removes:
+            removed += [limit.removes[row.name] for row in rows if row.name in limit.removes]
+            rows = [row for row in rows if row.name not in limit.removes]
+        if limit.max_cost is not None:
+            dear = {row.name: reason for row in rows if (reason := _too_dear(row.option, limit.max_cost, facts))}
+            removed += [Removed(option=name, by="cost", reason=f"{limit.cause}: {reason}") for name, reason in dear.items()]
+            rows = [row for row in rows if row.name not in dear]
+    return rows
+
+
+def _too_dear(option: Option, cap_usd: float, facts: Facts) -> str | None:
+    cost_usd = worst_cost_usd(option, facts)
+    if cost_usd is None:
+        return "its price is not known"
+    return f"up to ${cost_usd:.6g}, the cap is ${cap_usd:.6g}" if cost_usd > cap_usd else None
+
+
+def _route(policy: Policy, facts: Facts) -> Route | None:
+    for route in policy.routes:
+        if route.holds is None or route.holds(facts):
+            return route
+    return None
+
+
+def _wanted(rows: list[Row], route: Route | None, removed: list[Removed]) -> list[Row]:
+    """The allowed options that the route tries at all."""
+    if route is None or route.order != "nothing":
+        return rows
+    named = frozenset().union(*route.use)
+    reason = f'route "{route.name}" ({route.place}) does not use it'
+    removed += [Removed(option=row.name, by="route", reason=reason) for row in rows if row.name not in named]
+    return [row for row in rows if row.name in named]
+
+
+def _ready(rows: Iterable[Row], health: HealthOf, removed: list[Removed]) -> list[Row]:
+    found = []
+    for row in rows:
+        state = health.get(row.name, _HEALTHY)
+        if state.up and not state.off:
+            found.append(row)
+        else:
+            removed.append(Removed(option=row.name, by="down", reason=_state_text(state)))
+    return found
+
+
+def _state_text(state: Health) -> str:
+    word = "off" if state.off else "down"
+    return f"{word}, {state.reason}" if state.reason else word
+
+
+def _ordered(rows: list[Row], route: Route | None, facts: Facts, health: HealthOf) -> tuple[Chosen, ...]:
+    chosen = [
+        Chosen(
+            option=row.option,
+            expected_cost_usd=expected_cost_usd(row.option, facts),
+            expected_ttft_ms=expected_ttft_ms(health.get(row.name, _HEALTHY)),
+        )
+        for row in rows
+    ]
+    if route is None or len(chosen) < 2:
+        return tuple(chosen)
+    if route.order in {"cost", "latency"}:
+        score = _by_cost if route.order == "cost" else _by_latency(health)
+        chosen.sort(key=score)
+        if route.within is not None:
+            _share(chosen, score, route.within, facts.seed)
+    if route.use:
+        chosen.sort(key=lambda one: _place_in_use(route, one.option.name))
+    return tuple(chosen)
+
+
+def _by_cost(chosen: Chosen) -> float:
+    return math.inf if chosen.expected_cost_usd is None else chosen.expected_cost_usd
+
+
+def _by_latency(health: HealthOf) -> Callable[[Chosen], float]:
+    def score(chosen: Chosen) -> float:
+        if chosen.expected_ttft_ms is not None:
+            return chosen.expected_ttft_ms
+        return PRIOR_TTFT_MS * (health.get(chosen.option.name, _HEALTHY).in_flight + 1)
+
+    return score
+
+
+def _share(chosen: list[Chosen], score: Callable[[Chosen], float], within: float, seed: str) -> None:
+    """Draw the order of the head of the list, all that are nearly as good as the best, so that load does not herd to one."""
+    worst = score(chosen[0]) * within
+    size = sum(1 for one in chosen if score(one) <= worst)
+    head = chosen[:size]
+    random.Random(seed).shuffle(head)
+    chosen[:size] = head
+
+
+def _place_in_use(route: Route, name: str) -> int:
+    return next((place for place, names in enumerate(route.use) if name in names), len(route.use))
+
+
+def _cache(limits: Iterable[Limit], facts: Facts) -> CacheMode:
+    if RANK[facts.class_] > _MOST_CACHED_RANK:
+        return "off"
+    modes: list[CacheMode] = [limit.cache for limit in limits if limit.cache is not None]
+    return min(modes, key=_CACHE_RANK.__getitem__, default="semantic")
+
+
+def _log_text(generation: Generation, limits: Iterable[Limit], facts: Facts) -> bool:
+    up_to = generation.log_text_up_to
+    if up_to is None or RANK[facts.class_] > RANK[up_to]:
+        return False
+    return not any(limit.hides_text for limit in limits)
+
+
+def _deadline_ms(route: Route | None, facts: Facts) -> int | None:
+    given = [value for value in (route.deadline_ms if route else None, facts.deadline_ms) if value is not None]
+    return min(given, default=None)
+
+
+def _refusal(
+    generation: Generation,
+    facts: Facts,
+    health: HealthOf,
+    limits: Iterable[Limit],
+    *,
+    fitting: list[Row],
+    cleared: list[Row],
+    allowed: list[Row],
+    wanted: list[Row],
+) -> Refusal:
+    """Why nothing is left, by the first step that left nothing."""
+    if not fitting:
+        return Refusal(kind="unsupported", message=_unsupported_text(generation.rows_for(facts.model), facts))
+    if not wanted:
+        found = f" ({', '.join(facts.found)} found)" if facts.found else ""
+        if allowed:
+            cause = "the route of its policy uses none of the upstreams that may serve it"
+        elif cleared:
+            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+        else:
+            cause = f"no upstream that can serve it takes the class {facts.class_}"
+        return Refusal(
+            kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{found}: {cause}."
+        )
+    causes = "; ".join(dict.fromkeys(f"{row.option.upstream}: {_state_text(health[row.name])}" for row in wanted))
+    should_retry = any(not health[row.name].off for row in wanted)
+    return Refusal(
+        kind="unavailable", message=f"No upstream that may serve this is available ({causes}).", should_retry=should_retry
+    )
+
+
+def _taking(limits: Iterable[Limit], rows: list[Row], facts: Facts) -> list[str]:
+    """Names of the limits that take any of these options away, each judged alone."""
+    return [limit.name for limit in limits if len(_allowed(rows, [limit], facts, [])) < len(rows)]
+
+
+def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
+    if not rows:
+        return "No upstream serves this model."
+    able = [row for row in rows if row.capabilities.issuperset(facts.needs)]
+    if not able:
+        return f"No upstream of this model can do all of: {', '.join(facts.needs)}."
+    longest = max(row.option.context or 0 for row in able)
+    needed = facts.prompt_tokens_high + (facts.max_output or 1)
+    return f"Prompt and answer may take {needed} tokens; the longest context that can serve this is {longest} tokens."
+
+
+def policy_for(
+    generation: Generation,
+    *,
+    key_policy: str,
+    key_policies: Collection[str],
+    header: str | None,
+    default: str,
+) -> str:
+    """The policy whose routes a request uses: the header's when the key may use it, else the key's own, else the default.
+
+    `header` is NAME or NAME@HASH. Raises Forbidden for a policy the key may not use or that is no longer there, and
+    InvalidRequest (code `policy_changed`) for a HASH that is not in force. No message repeats what the header said.
+    """
+    own = key_policy or default
+    name, _, pinned = (header or own).partition("@")
+    mine = {own, *key_policies}
+    param = "x-gateway-policy" if header else None
+    if name not in mine:
+        message = f"This key may not use the policy that x-gateway-policy names{did_you_mean(name, mine)}"
+        raise Forbidden(message, param=param)
+    policy = generation.policies.get(name)
+    if policy is None or not policy.routes:
+        raise Forbidden(
+            f'The policy "{name}" of this key is not in force; its operator must add it or change the key.', param=param
+        )
+    if pinned and pinned != generation.hash:
+        message = f"The policy is no longer the one that x-gateway-policy pins; {generation.label(name)} is in force."
+        raise InvalidRequest(message, param=param, code="policy_changed")
+    return name

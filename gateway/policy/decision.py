@@ -1,0 +1,106 @@
+"""What a decision is made from besides the facts, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from gateway.config import Class
+
+CacheMode = Literal["off", "exact", "semantic"]
+
+
+class Option(Struct, frozen=True, kw_only=True):
+    """One upstream with one model, and all that policy may know of it: a row of the catalogue."""
+
+    upstream: str
+    model: str
+    """The upstream's own name."""
+    zone: str
+    retention: str
+    trains: bool
+    takes_up_to: Class
+    capabilities: tuple[str, ...]
+    context: int | None = None
+    max_output: int | None = None
+    input_usd_per_mtok: float | None = None
+    output_usd_per_mtok: float | None = None
+    cached_input_usd_per_mtok: float | None = None
+
+    @property
+    def name(self) -> str:
+        """`upstream/model`, as routes, headers and logs write it."""
+        return f"{self.upstream}/{self.model}"
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """The state of one option (`upstream/model`) at the moment of the decision. Logged with it."""
+
+    up: bool = True
+    reason: str = ""
+    """Why it is not up, in words for an operator."""
+    off: bool = False
+    """True: not configured or switched off, so waiting does not help."""
+    ttft_ms: float | None = None
+    """Expected time to first token; None while nothing was measured."""
+    in_flight: int = 0
+
+
+class Removed(Struct, frozen=True, kw_only=True):
+    """Why one candidate may not or cannot serve."""
+
+    option: str
+    by: Literal["capability", "context", "class", "limit", "cost", "route", "down", "deadline"]
+    reason: str
+    """For people: `limit "secrets never leave" (policies/privacy.toml:12)`."""
+
+
+class Chosen(Struct, frozen=True, kw_only=True):
+    """One candidate that is left, with what ranked it."""
+
+    option: Option
+    expected_cost_usd: float | None = None
+    expected_ttft_ms: float | None = None
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """Why nothing can serve. `forbidden`: policy; `unavailable`: allowed but down or off; `unsupported`: no model can do it."""
+
+    kind: Literal["forbidden", "unavailable", "unsupported"]
+    message: str
+    """For the client; holds no text of its request."""
+    should_retry: bool = False
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """Where one request may go, in order, and why. The allowed set is fixed here; nothing later widens it."""
+
+    policy: str
+    """NAME@HASH."""
+    rule: str
+    """Name of the route rule that ranked."""
+    candidates: tuple[Chosen, ...] = ()
+    """In the order they are tried."""
+    removed: tuple[Removed, ...] = ()
+    cache: CacheMode = "off"
+    log_text: bool = False
+    """Whether the text of this request and its answer may stand in the log."""
+    deadline_ms: int | None = None
+    """Longest wait for the first token, over all attempts."""
+    limits: tuple[str, ...] = ()
+    """Names of the limits that applied."""
+    refusal: Refusal | None = None
+    """Set exactly when `candidates` is empty."""
+
+
+HealthOf = Mapping[str, Health]
+"""By `upstream/model`; an option that is missing counts as up."""
+
+
+def encode(decision: Decision) -> dict[str, object]:
+    """The decision as plain values, for the log and for `gateway explain --json`."""
+    plain: dict[str, object] = msgspec.to_builtins(decision)
+    return plain

@@ -1,0 +1,393 @@
+"""One policy file as frozen Structs, read strictly. Knows the shape of the file and its words, not how a decision is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.config import CLASSES, Class
+from gateway.errors import ConfigError, Problem, did_you_mean
+from gateway.facts import Facts
+from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Known, compile_fact
+from gateway.policy.decision import CacheMode, Option
+from gateway.recognisers import KINDS
+from gateway.tomlfile import KeyPath, TomlFile
+
+Words = str | tuple[str, ...]
+"""One word, or any of several."""
+
+Ranking = Literal["cost", "latency", "listed"]
+
+KIND_NAMES = tuple(kind.name for kind in KINDS)
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which upstreams are meant: those for which every key that is given matches."""
+
+    zone: Words | None = None
+    """Where it stands."""
+    retention: Words | None = None
+    """How long it keeps what it is sent."""
+    upstream: Words | None = None
+    """Its name in config.toml."""
+    model: Words | None = None
+    """The upstream's own name of the model."""
+    trains: bool | None = None
+    """Whether it may learn from what it is sent."""
+
+    def matches(self, option: Option) -> bool:
+        """Whether this option is meant."""
+        return all(getattr(option, name) in values for name, values in self.given())
+
+    def given(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """The keys that the file gives, each with its accepted values."""
+        pairs = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, value if isinstance(value, tuple) else (value,)) for name, value in pairs if value is not None]
+
+
+class LimitBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One `[[limit]]`: what it takes away from the requests it applies to."""
+
+    name: str
+    """Unique over all files; shown in refusals, logs and `gateway explain`."""
+    when: dict[str, Any] = {}
+    """Facts that must all hold; none: it applies to every request."""
+    only: Target | None = None
+    """No other upstream may serve."""
+    never: Target | None = None
+    """These upstreams may not serve."""
+    max_cost: Annotated[float, Meta(ge=0)] | None = None
+    """Most US dollars that one request may cost in the worst case; an unknown price is above every cap."""
+    cache: CacheMode | None = None
+    """The most the cache may do: `off`, `exact`, `semantic`."""
+    log: Literal["no text"] | None = None
+    """`no text`: neither the prompt nor the answer is written to the log."""
+
+
+class RouteBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One `[[route]]`: in which order the upstreams that are left are tried. The first that holds is used."""
+
+    name: str
+    """Unique in its file."""
+    when: dict[str, Any] = {}
+    """Facts that must all hold; the last route has none."""
+    order_by: Ranking | None = None
+    """`cost`, `latency`, or `listed` as in config.toml."""
+    use: tuple[str, ...] = ()
+    """Upstreams, or `upstream/model`, that come first, in this order."""
+    then: Literal["cheapest", "fastest", "listed", "nothing"] | None = None
+    """How the rest follows after `use`; without it: `cheapest`."""
+    within: Annotated[float, Meta(ge=1)] | None = None
+    """Share the load by lot among all whose rank is within this factor of the best."""
+    deadline_ms: Annotated[int, Meta(ge=1)] | None = None
+    """Longest wait for the first token, over all attempts, in milliseconds."""
+
+
+class ExpectBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a `[[test]]` demands of the decision."""
+
+    first: str | None = None
+    """The upstream, or `upstream/model`, that is tried first."""
+    first_not: str | None = None
+    """One that is not tried first."""
+    refused: bool | None = None
+    """Whether nothing may or can serve."""
+    only_zone: Words | None = None
+    """Every candidate stands in one of these zones; there may be none."""
+    cache: CacheMode | None = None
+    """What the cache may do."""
+    rule: str | None = None
+    """Name of the route that ranked."""
+
+
+class TestBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One `[[test]]`: facts in, demands on the decision out."""
+
+    name: str
+    given: dict[str, Any]
+    """Facts by name; `text` to be scanned; `down` and `off`: upstreams, or `upstream/model`, that cannot be used."""
+    expect: ExpectBlock
+
+
+class LogBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[log]`: how much text the log may hold."""
+
+    text_up_to: Class | None = None
+    """Highest class whose text may be logged. The lowest over all files wins; when no file says so, no text is logged."""
+
+
+class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file."""
+
+    policy: str
+    """Its name: letters, digits, `-` and `_`; unique over the folder."""
+    classes: dict[Class, tuple[str, ...]] = {}
+    """By class: the kinds of finding that put a request into it. A kind that no file names is `restricted`."""
+    log: LogBlock = LogBlock()
+    limit: tuple[LimitBlock, ...] = ()
+    route: tuple[RouteBlock, ...] = ()
+    test: tuple[TestBlock, ...] = ()
+
+
+class Document(Struct, frozen=True):
+    """One file, checked by itself."""
+
+    file: TomlFile
+    shape: Shape
+
+    def line(self, block: Literal["limit", "route", "test"], index: int) -> str:
+        """`file:line` of a block."""
+        return self.file.place((block, index)).rpartition(":")[0]
+
+
+class Vocabulary(Struct, frozen=True):
+    """The names that config.toml defines, which a policy may mention."""
+
+    models: tuple[str, ...]
+    """Public names."""
+    upstreams: tuple[str, ...]
+    options: tuple[Option, ...]
+
+    def places(self) -> list[str]:
+        """What a route may `use`: upstreams, and upstream/model."""
+        return [*self.upstreams, *(option.name for option in self.options)]
+
+    def facts(self) -> Known:
+        """The words that can occur in a fact."""
+        return {**FIXED_WORDS, "model": self.models, "found": KIND_NAMES}
+
+
+_ABSENT: Mapping[str, str] = MappingProxyType(
+    {
+        "redact": "nothing would be masked; use `only` to keep such requests at home",
+        "hedge": "no second copy would be sent; use `within` to share the load",
+        "rollout": "the change would reach every request at once",
+        "budget": "nothing would be counted; use max_cost to cap single requests",
+        "budgets": "nothing would be counted; use max_cost to cap single requests",
+        "probes": "nothing would be probed; use [[test]]",
+        "quality": "answers are not graded; order by cost, latency or listed",
+        "task": "the task is not recognised; use tools, images, json_mode or prompt_tokens",
+        "tenant": 'answers are always kept apart by tenant; use cache = "exact"',
+    }
+)
+"""Words of the format that are not built yet, and what leaving them in would pretend."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TEST_ONLY = ("text", "down", "off")
+
+
+def read(name: str, text: str, vocabulary: Vocabulary) -> Document:
+    """One policy file, strictly. Raises ConfigError with every fault that the file has by itself."""
+    file = TomlFile(name, text)
+    problems = [*_absent(file), *_when_faults(file, vocabulary.facts())]
+    try:
+        shape = file.convert(file.data, Shape, ())
+    except ConfigError as error:
+        told = {problem.place for problem in problems}
+        problems += [problem for problem in error.problems if problem.place not in told]
+        raise ConfigError(sorted(problems, key=_line_and_column)) from None
+    problems += _name_faults(file, shape)
+    problems += _class_faults(file, shape)
+    problems += _limit_faults(file, shape, vocabulary)
+    problems += _route_faults(file, shape, vocabulary)
+    problems += _test_faults(file, shape, vocabulary)
+    if problems:
+        raise ConfigError(sorted(problems, key=_line_and_column))
+    return Document(file, shape)
+
+
+def _line_and_column(problem: Problem) -> list[int]:
+    return [int(part) for part in problem.place.split(":")[-2:]]
+
+
+def _tables(file: TomlFile) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """The limits and routes as they stand in the file, whether or not they are right."""
+    for block in ("limit", "route"):
+        tables = file.data.get(block)
+        for index, table in enumerate(tables if isinstance(tables, list) else ()):
+            if isinstance(table, dict):
+                yield (block, index), table
+
+
+def _absent(file: TomlFile) -> Iterator[Problem]:
+    """Refuse by name what this version cannot do, before the strict reading calls it merely unknown."""
+
+    def refuse(path: KeyPath, word: str) -> Problem:
+        return file.problem(path, f'"{word}" is not available in this version: {_ABSENT[word]}')
+
+    for name in file.data:
+        if name in _ABSENT:
+            yield refuse((name,), name)
+    for path, table in _tables(file):
+        for key, value in table.items():
+            if key in _ABSENT:
+                yield refuse((*path, key), key)
+            elif key in {"cache", "order_by"} and isinstance(value, str) and value in _ABSENT:
+                yield refuse((*path, key), value)
+
+
+def _name_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
+    if not _NAME.fullmatch(shape.policy):
+        yield file.problem(("policy",), "a policy's name is made of letters, digits, - and _")
+    names = {
+        "limit": [limit.name for limit in shape.limit],
+        "route": [route.name for route in shape.route],
+        "test": [test.name for test in shape.test],
+    }
+    for block, given in names.items():
+        seen: dict[str, str] = {}
+        for index, name in enumerate(given):
+            here = (block, index, "name")
+            if not name.strip():
+                yield file.problem(here, f"the {block} needs a name")
+            elif name in seen:
+                yield file.problem(here, f'the {block} "{name}" stands at {seen[name]} already; rename one')
+            seen.setdefault(name, file.place(here))
+
+
+def _class_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for class_, kinds in shape.classes.items():
+        for index, kind in enumerate(kinds):
+            here = ("classes", class_, index)
+            if kind not in KIND_NAMES:
+                yield file.problem(here, f'unknown kind "{kind}"{did_you_mean(kind, KIND_NAMES)}')
+            elif kind in seen:
+                yield file.problem(here, f'the kind "{kind}" is {seen[kind]} already; keep one of the two')
+            seen.setdefault(kind, class_)
+
+
+def _limit_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Iterator[Problem]:
+    for index, limit in enumerate(shape.limit):
+        here: KeyPath = ("limit", index)
+        if all(effect is None for effect in (limit.only, limit.never, limit.max_cost, limit.cache, limit.log)):
+            yield file.problem(here, f'the limit "{limit.name}" limits nothing; give only, never, max_cost, cache or log')
+        for key, target in (("only", limit.only), ("never", limit.never)):
+            if target is not None:
+                yield from _target_faults(file, (*here, key), target, vocabulary)
+
+
+def _target_faults(file: TomlFile, path: KeyPath, target: Target, vocabulary: Vocabulary) -> Iterator[Problem]:
+    """Zones and retentions are free words, so only a likely slip of the pen is a fault there; names must exist."""
+    if not target.given():
+        yield file.problem(path, f'"{path[-1]}" names nothing; give {", ".join(target.__struct_fields__)}')
+    strict = {"upstream": vocabulary.upstreams, "model": {option.model for option in vocabulary.options}}
+    for key, values in target.given():
+        if not values:
+            yield file.problem((*path, key), f'"{key}" is an empty list, which matches nothing; list values or remove it')
+        for value in values:
+            if key in strict and value not in strict[key]:
+                yield file.problem((*path, key), f'unknown {key} "{value}"{did_you_mean(value, strict[key])}')
+            elif key in {"zone", "retention"}:
+                used = {getattr(option, key) for option in vocabulary.options} | {"local" if key == "zone" else "none"}
+                hint = did_you_mean(value, used)
+                if value not in used and "did you mean" in hint:
+                    yield file.problem((*path, key), f'no upstream has {key} "{value}"{hint}')
+
+
+def _route_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Iterator[Problem]:
+    places = vocabulary.places()
+    final = next((index for index, route in enumerate(shape.route) if not route.when), None)
+    for index, route in enumerate(shape.route):
+        here: KeyPath = ("route", index)
+        if final is not None and index > final:
+            name = shape.route[final].name
+            yield file.problem(here, f'never reached: the route "{name}" above has no `when` and takes every request')
+        for item, place in enumerate(route.use):
+            if place not in places:
+                yield file.problem((*here, "use", item), f'unknown upstream "{place}"{did_you_mean(place, places)}')
+        yield from _ranking_faults(file, here, route)
+    if shape.route and final is None:
+        message = "the last route needs to be one without `when`, so that every request has an order"
+        yield file.problem(("route", len(shape.route) - 1), message)
+
+
+def _ranking_faults(file: TomlFile, here: KeyPath, route: RouteBlock) -> Iterator[Problem]:
+    if not route.use and route.order_by is None:
+        yield file.problem(here, f'the route "{route.name}" gives no order; give order_by or use')
+    if route.use and route.order_by is not None:
+        yield file.problem((*here, "order_by"), '"order_by" has no place beside `use`; say in `then` how the rest is ordered')
+    if not route.use and route.then is not None:
+        yield file.problem((*here, "then"), '"then" orders what comes after `use`, which is not given; use order_by')
+    if route.within is not None and route.order_by not in {"cost", "latency"}:
+        yield file.problem((*here, "within"), '"within" compares costs or latencies; it needs order_by = "cost" or "latency"')
+
+
+def _test_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Iterator[Problem]:
+    places = vocabulary.places()
+    for index, test in enumerate(shape.test):
+        here: KeyPath = ("test", index)
+        yield from _given_faults(file, (*here, "given"), test.given, vocabulary)
+        for key in ("first", "first_not"):
+            place = getattr(test.expect, key)
+            if place is not None and place not in places:
+                yield file.problem((*here, "expect", key), f'unknown upstream "{place}"{did_you_mean(place, places)}')
+        rules = [route.name for route in shape.route]
+        if test.expect.rule is not None and test.expect.rule not in rules:
+            hint = did_you_mean(test.expect.rule, rules)
+            yield file.problem((*here, "expect", "rule"), f'no route "{test.expect.rule}" in this file{hint}')
+        if test.expect == ExpectBlock():
+            yield file.problem((*here, "expect"), f"the test demands nothing; give {', '.join(ExpectBlock.__struct_fields__)}")
+
+
+def _given_faults(file: TomlFile, path: KeyPath, given: Mapping[str, Any], vocabulary: Vocabulary) -> Iterator[Problem]:
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(Facts)}
+    for name, value in given.items():
+        here = (*path, name)
+        if name in {"down", "off"}:
+            for place in value if isinstance(value, list) else [value]:
+                if place not in vocabulary.places():
+                    hint = did_you_mean(str(place), vocabulary.places())
+                    yield file.problem(here, f'unknown upstream "{place}"{hint}')
+        elif name == "text":
+            if not isinstance(value, str):
+                yield file.problem(here, '"text" is text to be scanned, in quotes')
+        elif name not in fields:
+            yield file.problem(here, f'unknown fact "{name}"{did_you_mean(name, [*fields, *_TEST_ONLY])}')
+        elif (slip := _slip(name, value, vocabulary)) is not None:
+            yield file.problem(here, slip)
+        else:
+            try:
+                file.convert(value, fields[name], here)
+            except ConfigError as error:
+                yield from error.problems
+
+
+def _slip(name: str, value: Any, vocabulary: Vocabulary) -> str | None:
+    """What is wrong with a word in `given` that must be one of a few."""
+    known = vocabulary.facts().get(name, CLASSES if name == "class" else None)
+    for word in value if isinstance(value, list) else [value]:
+        if known is not None and word not in known:
+            return f'unknown {name} "{word}"{did_you_mean(str(word), known)}'
+    return None
+
+
+def _when_faults(file: TomlFile, known: Known) -> Iterator[Problem]:
+    for path, table in _tables(file):
+        when = table.get("when")
+        for name, value in when.items() if isinstance(when, dict) else ():
+            try:
+                compile_fact(name, value, known, upper=False)
+            except BadConditionError as error:
+                yield file.problem((*path, "when", name), str(error))
+
+
+def folder_faults(documents: Iterable[Document]) -> Iterator[Problem]:
+    """What is wrong between files that are right by themselves: names that must be unique over the folder."""
+    policies: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    for document in documents:
+        file, shape = document.file, document.shape
+        if shape.policy in policies:
+            yield file.problem(("policy",), f'the policy "{shape.policy}" is {policies[shape.policy]} already; rename one')
+        policies.setdefault(shape.policy, file.place(("policy",)))
+        for index, limit in enumerate(shape.limit):
+            here = ("limit", index, "name")
+            if limit.name in limits:
+                yield file.problem(here, f'the limit "{limit.name}" stands at {limits[limit.name]} already; rename one')
+            limits.setdefault(limit.name, file.place(here))

@@ -1,0 +1,433 @@
+"""One generation: every policy of a folder and the catalogue of options, compiled. Knows no request, no health and no clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from gateway.config import CLASSES, Class, Config
+from gateway.errors import ConfigError, Problem, did_you_mean
+from gateway.facts import Facts
+from gateway.policy.conditions import Holds, compile_when
+from gateway.policy.decision import CacheMode, Option, Removed
+from gateway.policy.document import KIND_NAMES, Document, LimitBlock, RouteBlock, TestBlock, Vocabulary, folder_faults, read
+
+HASH_DIGITS = 12
+
+RANK: Mapping[str, int] = {class_: rank for rank, class_ in enumerate(CLASSES)}
+"""How sensitive a class is, 0 for the least."""
+
+
+class Binding(Struct, frozen=True):
+    """A place in config.toml that names a policy, which must therefore exist and have routes."""
+
+    place: str
+    cause: str
+    policy: str
+
+
+class Catalogue(Struct, frozen=True, kw_only=True):
+    """What config.toml offers: by public model name, the options that may serve it; and which policies it counts on."""
+
+    upstreams: tuple[str, ...]
+    models: dict[str, tuple[Option, ...]]
+    substitutable: tuple[str, ...]
+    """Public names that stand for anything the policy allows."""
+    bindings: tuple[Binding, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config) -> Catalogue:
+        """The catalogue of a config."""
+        return cls(
+            upstreams=tuple(config.upstreams),
+            models={name: tuple(_options(config, name)) for name in config.models},
+            substitutable=tuple(name for name, model in config.models.items() if model.substitutable),
+            bindings=tuple(_bindings(config)),
+        )
+
+    def options(self) -> tuple[Option, ...]:
+        """Every option once, in the order of config.toml."""
+        return tuple({option.name: option for options in self.models.values() for option in options}.values())
+
+
+def _bindings(config: Config) -> Iterator[Binding]:
+    yield Binding(config.path, "[policies] default", config.policies.default)
+    for key in config.keys:
+        for policy in (key.policy, *key.policies):
+            if policy:
+                yield Binding(config.path, f'the key "{key.label}"', policy)
+
+
+def _options(config: Config, name: str) -> Iterator[Option]:
+    for candidate in config.candidates(name):
+        upstream = config.upstreams[candidate.upstream]
+        yield Option(
+            upstream=candidate.upstream,
+            model=candidate.model,
+            zone=upstream.zone,
+            retention=upstream.retention,
+            trains=upstream.trains,
+            takes_up_to=upstream.takes_up_to,
+            capabilities=candidate.capabilities,
+            context=candidate.context,
+            max_output=candidate.max_output,
+            input_usd_per_mtok=candidate.input_usd_per_mtok,
+            output_usd_per_mtok=candidate.output_usd_per_mtok,
+            cached_input_usd_per_mtok=candidate.cached_input_usd_per_mtok,
+        )
+
+
+class Row(Struct, frozen=True):
+    """An option with what `decide` would otherwise work out again on every request."""
+
+    option: Option
+    name: str
+    capabilities: frozenset[str]
+    rank: int
+    """Of the highest class it takes."""
+
+
+class Limit(Struct, frozen=True, kw_only=True):
+    """A `[[limit]]` ready for use."""
+
+    name: str
+    policy: str
+    place: str
+    """`file:line`."""
+    holds: Holds | None
+    """None: it applies to every request."""
+    removes: dict[str, Removed]
+    """By `upstream/model`: the options that `only` and `never` take away."""
+    max_cost: float | None
+    cache: CacheMode | None
+    hides_text: bool
+
+    @property
+    def cause(self) -> str:
+        """How reasons name it."""
+        return f'limit "{self.name}" ({self.place})'
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """A `[[route]]` ready for use."""
+
+    name: str
+    place: str
+    holds: Holds | None
+    order: Literal["cost", "latency", "listed", "nothing"]
+    """How what is not in `use` is ordered; `nothing`: it is not tried."""
+    use: tuple[frozenset[str], ...] = ()
+    """One set of `upstream/model` for each entry, in the order of the file."""
+    within: float | None = None
+    deadline_ms: int | None = None
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """The routes of one file. Its limits are not here: those of every file apply to every request."""
+
+    name: str
+    file: str
+    routes: tuple[Route, ...]
+    tests: tuple[tuple[str, TestBlock], ...]
+    """With `file:line`."""
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """A generation as it is archived and handed to other processes."""
+
+    format: Literal[1] = 1
+    hash: str
+    folder: str
+    files: dict[str, str]
+    catalogue: Catalogue
+
+
+class Generation:
+    """All policies and the catalogue, compiled once and never changed. Raises ConfigError where they do not fit together."""
+
+    def __init__(self, files: Mapping[str, str], catalogue: Catalogue, *, folder: str = "policies") -> None:
+        self.files = dict(files)
+        self.catalogue = catalogue
+        self.folder = folder
+        documents = _documents(files, catalogue, folder)
+        self.hash = _hash(documents, catalogue)
+        self.classes: dict[str, Class] = _classes(documents)
+        self.log_text_up_to: Class | None = _log_text_up_to(documents)
+        self.limits = tuple(_limits(documents, catalogue))
+        self.policies = {document.shape.policy: _policy(document, catalogue) for document in documents}
+        self._rows = {name: tuple(_row(option) for option in options) for name, options in catalogue.models.items()}
+        self.notes = tuple(_notes(documents, catalogue, self.limits))
+        """What is worth a look, though it may be meant; shown by `gateway check`."""
+
+    def options_for(self, model: str) -> tuple[Option, ...]:
+        """Who may serve a public model name; nobody for an unknown one."""
+        return self.catalogue.models.get(model, ())
+
+    def rows_for(self, model: str) -> tuple[Row, ...]:
+        """As `options_for`, in the form `decide` works on."""
+        return self._rows.get(model, ())
+
+    def label(self, policy_name: str) -> str:
+        """`NAME@HASH`, as headers and logs write it."""
+        return f"{policy_name}@{self.hash}"
+
+    def source(self) -> bytes:
+        """Everything the generation is made of, as one JSON document."""
+        parts = Source(hash=self.hash, folder=self.folder, files=self.files, catalogue=self.catalogue)
+        return msgspec.json.encode(parts, order="deterministic")
+
+    @classmethod
+    def from_source(cls, document: bytes) -> Generation:
+        """Open what `source` wrote. Raises ConfigError when it is damaged or was made by an incompatible version."""
+        try:
+            parts = msgspec.json.decode(document, type=Source)
+        except msgspec.MsgspecError as error:
+            raise ConfigError([Problem("archived policies", f"damaged: {error}")]) from None
+        generation = cls(parts.files, parts.catalogue, folder=parts.folder)
+        if generation.hash != parts.hash:
+            message = (
+                f"the content is {generation.hash}, not {parts.hash} as it says: it was changed, or written by another version"
+            )
+            raise ConfigError([Problem("archived policies", message)])
+        return generation
+
+    def with_catalogue(self, catalogue: Catalogue) -> Generation:
+        """The same policies over another catalogue. Raises ConfigError where they name what it does not have."""
+        return Generation(self.files, catalogue, folder=self.folder)
+
+
+def load(config: Config, folder: Path) -> Generation:
+    """Read every policy file of a folder. Raises ConfigError with every problem found, each with place and mend."""
+    return Generation(read_folder(folder), Catalogue.of(config), folder=folder.name)
+
+
+def policy_files(folder: Path) -> list[Path]:
+    """The policy files of a folder, by name; hidden ones (an editor's locks and copies) are not among them."""
+    return sorted(path for path in folder.glob("*.toml") if not path.name.startswith("."))
+
+
+def read_folder(folder: Path) -> dict[str, str]:
+    """File name → text. Raises ConfigError when there is nothing to read, or something cannot be read."""
+    if not folder.is_dir():
+        raise ConfigError([Problem(str(folder), "is not a folder; [policies] folder in config.toml names it")])
+    found: dict[str, str] = {}
+    problems = []
+    for path in policy_files(folder):
+        try:
+            found[path.name] = path.read_text(encoding="utf-8")
+        except OSError as error:
+            problems.append(Problem(f"{folder.name}/{path.name}", f"cannot be read: {error.strerror}"))
+        except UnicodeDecodeError:
+            problems.append(Problem(f"{folder.name}/{path.name}", "is not UTF-8 text"))
+    if not found and not problems:
+        problems.append(Problem(str(folder), "holds no policy (*.toml); put at least one with a [[route]] there"))
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def lost(old: Generation, new: Generation) -> list[str]:
+    """What a change from `old` to `new` loses, in words: files, named limits, classes lowered, text that may now be logged."""
+    files = {name: policy.file for name, policy in old.policies.items() if name not in new.policies}
+    found = [f'the policy "{name}" ({file})' for name, file in files.items()]
+    kept = {limit.name for limit in new.limits}
+    found += [f"the {limit.cause}" for limit in old.limits if limit.name not in kept]
+    for kind in sorted({*old.classes, *new.classes}):
+        before, after = (RANK[generation.classes.get(kind, "restricted")] for generation in (old, new))
+        if after < before:
+            found.append(f'the class of "{kind}": {CLASSES[before]}, lowered to {CLASSES[after]}')
+    if _text_rank(new) > _text_rank(old):
+        found.append(f"text out of the log: text_up_to was {old.log_text_up_to or 'nothing'}, raised to {new.log_text_up_to}")
+    return found
+
+
+def _text_rank(generation: Generation) -> int:
+    return RANK[generation.log_text_up_to] if generation.log_text_up_to else -1
+
+
+def _documents(files: Mapping[str, str], catalogue: Catalogue, folder: str) -> list[Document]:
+    vocabulary = Vocabulary(tuple(catalogue.models), catalogue.upstreams, catalogue.options())
+    documents = []
+    problems: list[Problem] = []
+    for name, text in sorted(files.items()):
+        try:
+            documents.append(read(f"{folder}/{name}", text, vocabulary))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    problems.extend(folder_faults(documents))
+    if not problems:
+        problems.extend(_binding_faults(documents, catalogue, folder))
+        problems.extend(_closed_classes(documents, catalogue))
+    if problems:
+        raise ConfigError(problems)
+    return documents
+
+
+def _binding_faults(documents: Iterable[Document], catalogue: Catalogue, folder: str) -> Iterator[Problem]:
+    files = {document.shape.policy: document for document in documents}
+    routed = [name for name, document in files.items() if document.shape.route]
+    for binding in catalogue.bindings:
+        names = f'{binding.cause} names the policy "{binding.policy}"'
+        if binding.policy not in files:
+            yield Problem(binding.place, f"{names}, which no file in {folder}/ has{did_you_mean(binding.policy, routed)}")
+        elif binding.policy not in routed:
+            file = files[binding.policy].file.name
+            yield Problem(binding.place, f"{names}, but {file} has no [[route]]; add one, or name another policy")
+
+
+def _hash(documents: Iterable[Document], catalogue: Catalogue) -> str:
+    """SHA-256 over what decides: the parsed files without comments and tests, and the catalogue."""
+    policies = sorted(
+        ({key: value for key, value in document.file.data.items() if key != "test"} for document in documents),
+        key=lambda data: str(data["policy"]),
+    )
+    canonical = json.dumps(
+        [policies, catalogue.upstreams, msgspec.to_builtins(catalogue.models)],
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _classes(documents: Iterable[Document]) -> dict[str, Class]:
+    """Kind → class; the highest wins where files differ, and what nobody names is restricted."""
+    ranks: dict[str, int] = {}
+    for document in documents:
+        for class_, kinds in document.shape.classes.items():
+            for kind in kinds:
+                ranks[kind] = max(ranks.get(kind, 0), RANK[class_])
+    return {kind: CLASSES[ranks.get(kind, RANK["restricted"])] for kind in KIND_NAMES}
+
+
+def _log_text_up_to(documents: Iterable[Document]) -> Class | None:
+    said = [document.shape.log.text_up_to for document in documents]
+    return min((class_ for class_ in said if class_ is not None), key=RANK.__getitem__, default=None)
+
+
+def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Limit]:
+    for document in documents:
+        for index, block in enumerate(document.shape.limit):
+            place = document.line("limit", index)
+            yield Limit(
+                name=block.name,
+                policy=document.shape.policy,
+                place=place,
+                holds=compile_when(block.when, {}, upper=True),
+                removes=_removes(block, place, catalogue.options()),
+                max_cost=block.max_cost,
+                cache=block.cache,
+                hides_text=block.log is not None,
+            )
+
+
+def _removes(block: LimitBlock, place: str, options: Iterable[Option]) -> dict[str, Removed]:
+    reason = f'limit "{block.name}" ({place})'
+    return {
+        option.name: Removed(option=option.name, by="limit", reason=reason) for option in options if not _keeps(block, option)
+    }
+
+
+def _keeps(block: LimitBlock, option: Option) -> bool:
+    if block.only is not None and not block.only.matches(option):
+        return False
+    return block.never is None or not block.never.matches(option)
+
+
+def _policy(document: Document, catalogue: Catalogue) -> Policy:
+    routes = enumerate(document.shape.route)
+    tests = enumerate(document.shape.test)
+    return Policy(
+        name=document.shape.policy,
+        file=document.file.name,
+        routes=tuple(_route(block, document.line("route", index), catalogue) for index, block in routes),
+        tests=tuple((document.line("test", index), block) for index, block in tests),
+    )
+
+
+def _route(block: RouteBlock, place: str, catalogue: Catalogue) -> Route:
+    return Route(
+        name=block.name,
+        place=place,
+        holds=compile_when(block.when, {}, upper=False),
+        order=block.order_by or _order_after(block),
+        use=tuple(
+            frozenset(option.name for option in catalogue.options() if use in {option.upstream, option.name}) for use in block.use
+        ),
+        within=block.within,
+        deadline_ms=block.deadline_ms,
+    )
+
+
+def _order_after(block: RouteBlock) -> Literal["cost", "latency", "listed", "nothing"]:
+    match block.then:
+        case "fastest":
+            return "latency"
+        case "listed" | "nothing":
+            return block.then
+        case _:
+            return "cost"
+
+
+def _row(option: Option) -> Row:
+    return Row(option, option.name, frozenset(option.capabilities), RANK[option.takes_up_to])
+
+
+def _closed_classes(documents: list[Document], catalogue: Catalogue) -> Iterator[Problem]:
+    """Classes that an upstream takes while limits leave nobody for them: config and policy contradict each other."""
+    closed: dict[tuple[str, int], list[str]] = {}
+    for class_ in CLASSES:
+        left = [option for option in catalogue.options() if RANK[option.takes_up_to] >= RANK[class_]]
+        for document in documents:
+            for index, block in enumerate(document.shape.limit):
+                if left and _covers(block, class_):
+                    left = [option for option in left if _keeps(block, option)]
+                    if not left:
+                        closed.setdefault((document.shape.policy, index), []).append(class_)
+    for document in documents:
+        for index, block in enumerate(document.shape.limit):
+            if classes := closed.get((document.shape.policy, index)):
+                message = (
+                    f'the limit "{block.name}" leaves no upstream for requests of class {", ".join(classes)}, though one takes '
+                    "them: widen the limit, or lower takes_up_to in config.toml when they are to be refused"
+                )
+                yield document.file.problem(("limit", index), message)
+
+
+def _covers(block: LimitBlock, class_: Class) -> bool:
+    """Whether a limit applies to every request of the class, whatever else the request is."""
+    if set(block.when) - {"class"}:
+        return False
+    holds = compile_when(block.when, {}, upper=True)
+    return holds is None or holds(Facts(endpoint="", model="", class_=class_))
+
+
+def _notes(documents: Iterable[Document], catalogue: Catalogue, limits: Iterable[Limit]) -> Iterator[Problem]:
+    options = catalogue.options()
+    for rank, class_ in enumerate(CLASSES):
+        if options and all(RANK[option.takes_up_to] < rank for option in options):
+            yield Problem("config.toml", f"no upstream takes the class {class_}: such requests are refused")
+    for limit in limits:
+        for option in options:
+            if limit.max_cost is not None and option.name not in limit.removes and _price_missing(option):
+                yield Problem(limit.place, f'{option.name} has no price, so it is never eligible under the limit "{limit.name}"')
+    for document in documents:
+        for index, block in enumerate(document.shape.limit):
+            for key, target in (("only", block.only), ("never", block.never)):
+                yield from _unmatched(document, ("limit", index, key), target, options)
+
+
+def _price_missing(option: Option) -> bool:
+    if option.input_usd_per_mtok is None:
+        return True
+    return option.output_usd_per_mtok is None and option.capabilities != ("embeddings",)
+
+
+def _unmatched(document: Document, path: tuple[str | int, ...], target: Any, options: Iterable[Option]) -> Iterator[Problem]:
+    if target is not None and not any(target.matches(option) for option in options):
+        yield document.file.problem(path, f'no upstream is meant by this "{path[-1]}" today')

@@ -1,0 +1,455 @@
+"""`gateway serve`: reads config and policy once, owns the worker processes, hands one policy generation to all of them.
+
+Holds no requests and imports neither Litestar nor torch nor faiss. What dies is started again with a growing pause; what an
+operator must mend first (weights, say) is named and looked at again. People read standard error; standard output is the log's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from gateway import __version__, control, frames, process, weights
+from gateway.auth import KeyFile, configured_keys, digest
+from gateway.config import ChatModel, Config, EmbeddingModel, off_reason, redis_url
+from gateway.errors import ConfigError, Problem, WorkerGone
+from gateway.files import write_atomically
+from gateway.policy.generation import Generation
+from gateway.policy.generation import load as load_policies
+from gateway.policy.store import Activated, Broken, Store, Waiting, Watcher
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 60.0
+"""A process that lived this long starts again with the shortest pause."""
+POLL_S = 0.5
+"""Between two looks at the policy folder; a change is in force within two of them."""
+BLOCKED_S = 2.0
+"""Between two looks at what keeps a worker from being started."""
+STOP_S = 5.0
+"""A worker that has not ended this long after SIGTERM is killed."""
+SOCKET_PATH_BYTES = 100
+"""Unix socket paths are limited to 107 bytes on Linux and 103 on macOS."""
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class Child:
+    """One process that is kept running. `blocked` names what an operator must mend before a start makes sense."""
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Awaitable[asyncio.subprocess.Process]],
+        *,
+        tell: Callable[[str, str], None],
+        blocked: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self._start = start
+        self._tell = tell
+        self._blocked = blocked
+        self._stopping = asyncio.Event()
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def keep(self) -> None:
+        """Start, wait, start again; returns after `stop`."""
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            reason = self._blocked()
+            if reason is not None:
+                self._tell(self.name, reason)
+                await self._sleep(BLOCKED_S)
+                continue
+            began = time.monotonic()
+            self.process = await self._start()
+            last = await self._follow(self.process)
+            code = await self.process.wait()
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - began > STEADY_S:
+                pause_s = FIRST_PAUSE_S
+            if code == process.EXIT_UNUSABLE:
+                pause_s = LONGEST_PAUSE_S
+            ended = f"killed by signal {-code}" if code < 0 else f"exited with status {code}"
+            self._tell(self.name, last or f"{ended}; starting again in {pause_s:g} s")
+            await self._sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _follow(self, child: asyncio.subprocess.Process) -> str:
+        """Pass its states on until its output ends; the message of a last `failed`."""
+        failed = ""
+        while child.stdout is not None and (line := await child.stdout.readline()):
+            try:
+                status = msgspec.json.decode(line, type=process.Status)
+            except msgspec.MsgspecError:
+                continue
+            failed = status.message if status.state == "failed" else ""
+            self._tell(self.name, "" if status.state == "ready" and not status.message else status.message or status.state)
+        return failed
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def stop(self, grace_s: float = STOP_S) -> None:
+        """SIGTERM, then SIGKILL after `grace_s`."""
+        self._stopping.set()
+        child = self.process
+        if child is None or child.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            child.terminate()
+        try:
+            await asyncio.wait_for(child.wait(), grace_s)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+
+class Supervisor:
+    """Everything that outlives a worker process: config, policies, the listening socket, the children."""
+
+    def __init__(self, config: Config, generation: Generation, store: Store, listener: socket.socket, *, notice: str) -> None:
+        self._config = config
+        self._generation = generation
+        self._store = store
+        self._number = 1
+        self._listener = listener
+        self._notice = notice
+        self._run_dir = _run_dir(config)
+        self._sockets = {"cache": str(self._run_dir / "cache.sock")}
+        for name in config.chat_models():
+            self._sockets[f"model:{name}"] = str(self._run_dir / f"model-{name}.sock")
+        self._problems: dict[str, str] = {name: "starting" for name in self._workers()}
+        self._front_writer: asyncio.StreamWriter | None = None
+        self._unsent: list[control.Event] = []
+        self._admin_key = "gw-" + secrets.token_urlsafe(32)
+        self._greeted = False
+        self._stop = asyncio.Event()
+
+    def _workers(self) -> list[str]:
+        found = [f"model:{name}" for name in self._config.chat_models()]
+        return ["cache", *found] if self._embedder() else found
+
+    def _embedder(self) -> str | None:
+        """Name of the embedding model that the cache worker holds."""
+        models = [name for name, model in self._config.local_models.items() if isinstance(model, EmbeddingModel)]
+        return self._config.cache.embedder if self._config.cache.embedder in models else next(iter(models), None)
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._publish()
+        children = [
+            Child(name, partial(self._start_worker, name), tell=self._tell, blocked=partial(self._blocked, name))
+            for name in self._workers()
+        ]
+        front = Child("front", self._start_front, tell=self._tell)
+        tasks = [asyncio.create_task(child.keep()) for child in (*children, front)]
+        tasks.append(asyncio.create_task(self._watch_policies()))
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        await self._stop.wait()
+        say(f"gateway: stopping; requests in flight may take {self._config.server.drain_s:g} s")
+        self._event("gateway.stopped")
+        await front.stop(self._config.server.drain_s + STOP_S)
+        await asyncio.gather(*(child.stop() for child in children))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        (self._run_dir / "server.json").unlink(missing_ok=True)
+        return 0
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            say(f"gateway: fault in the supervisor: {type(error).__name__}: {error}")
+            self._stop.set()
+
+    def _publish(self) -> None:
+        """What the command line needs to talk to this server, readable by its owner only."""
+        host, port = self._listener.getsockname()[:2]
+        known = {"url": f"http://{_reachable(host)}:{port}", "pid": os.getpid(), "admin_key": self._admin_key}
+        path = self._config.state_dir / "run" / "server.json"
+        write_atomically(path, msgspec.json.encode(known), mode=0o600)
+
+    def _blocked(self, name: str) -> str | None:
+        """Missing weights. The cache worker runs without its embedder, so that it can say so."""
+        if name == "cache":
+            return None
+        model = name.removeprefix("model:")
+        asked = self._config.local_models[model].weights or model
+        folder = self._config.weights_folder(model)
+        return weights.available(asked if folder.parent == self._config.state_dir / "models" else str(folder), folder.parent)
+
+    async def _start_worker(self, name: str) -> asyncio.subprocess.Process:
+        Path(self._sockets[name]).unlink(missing_ok=True)
+        command = self._cache_command() if name == "cache" else self._model_command(name.removeprefix("model:"))
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(sys.executable, "-m", *command, stdin=pipe, stdout=pipe)
+
+    def _cache_command(self) -> list[str]:
+        cache, name = self._config.cache, self._embedder() or ""
+        return [
+            "gateway.cache.worker",
+            *("--socket", self._sockets["cache"]),
+            *("--store", str(self._config.state_dir / "cache")),
+            *("--embedder", str(self._config.weights_folder(name))),
+            *("--name", name),
+            *("--threshold", str(cache.threshold)),
+            *("--max-bytes", str(cache.semantic_max_bytes)),
+            *("--max-ttl-s", str(cache.ttl_s)),
+        ]
+
+    def _model_command(self, name: str) -> list[str]:
+        model: ChatModel = self._config.chat_models()[name]
+        return [
+            "gateway.local.worker",
+            *("--socket", self._sockets[f"model:{name}"]),
+            *("--name", name),
+            *("--weights", str(self._config.weights_folder(name))),
+            *("--quantization", model.quantization),
+            *("--device", model.device),
+            *("--threads", str(model.threads)),
+            *("--max-rows", str(model.max_rows)),
+            *("--max-waiting", str(model.max_waiting)),
+            *("--context", str(model.context)),
+        ]
+
+    async def _start_front(self) -> asyncio.subprocess.Process:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fds = (self._listener.fileno(), theirs.fileno())
+            command = ["gateway.app", "--listen-fd", str(fds[0]), "--control-fd", str(fds[1])]
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", *command, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        start = control.Start(
+            config=msgspec.json.encode(self._config),
+            sockets=self._sockets,
+            segment="front0",
+            admin_sha256=digest(self._admin_key),
+        )
+        for frame in (start, control.Activate(number=self._number, source=self._generation.source())):
+            writer.write(frames.encode(frame))
+        for name, problem in self._problems.items():
+            writer.write(frames.encode(control.WorkerNews(worker=name, problem=problem)))
+        self._front_writer = writer
+        asyncio.get_running_loop().create_task(self._hear_front(reader, writer))  # noqa: RUF006 - ends with its connection
+        return child
+
+    async def _hear_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(WorkerGone):
+            while (frame := await frames.read(reader, control.from_front_decoder())) is not None:
+                if isinstance(frame, control.Serving):
+                    self._front_serves()
+        if self._front_writer is writer:
+            self._front_writer = None
+        writer.close()
+
+    def _front_serves(self) -> None:
+        for event in self._unsent:
+            self._send(event)
+        self._unsent.clear()
+        if not self._greeted:
+            self._greeted = True
+            self._event("gateway.started", version=__version__, policy=self._generation.hash)
+            say(self._banner())
+        else:
+            say("gateway: front worker is serving again")
+
+    def _send(self, frame: control.ToFront) -> bool:
+        if self._front_writer is None:
+            return False
+        self._front_writer.write(frames.encode(frame))
+        return True
+
+    def _event(self, name: str, *, level: str = "info", **fields: str | int | list[str]) -> None:
+        event = control.Event(name=name, fields=dict(fields), level=level)
+        if not self._send(event):
+            self._unsent.append(event)
+
+    def _tell(self, name: str, problem: str) -> None:
+        """How a child is; an empty problem means ready. Said once for every change."""
+        if self._problems.get(name) == problem:
+            return
+        self._problems[name] = problem
+        if self._stop.is_set():
+            return
+        say(f"gateway: {name}: {problem or 'ready'}")
+        if name != "front":
+            self._send(control.WorkerNews(worker=name, problem=problem))
+        if not problem:
+            self._event("worker.ready", worker=name)
+        elif problem.startswith(("killed", "exited")):
+            self._event("worker.lost", level="warning", worker=name, reason=problem)
+
+    async def _watch_policies(self) -> None:
+        watcher = Watcher(self._config, self._config.policies_folder, self._store)
+        while True:
+            await asyncio.sleep(POLL_S)
+            match await asyncio.to_thread(watcher.poll):
+                case Activated(generation):
+                    self._activate(generation)
+                case Waiting() as waiting:
+                    self._activate(waiting.generation)
+                    say(_waiting_text(waiting))
+                    self._event("policy.refused", level="warning", reason="loses limits", lost=list(waiting.lost), hash=waiting.hash)
+                case Broken(problems):
+                    shown = [str(problem) for problem in problems]
+                    say("gateway: the changed policies cannot be used; the last good ones stay in force:\n  " + "\n  ".join(shown))
+                    self._event("policy.refused", level="error", reason="broken", problems=shown)
+
+    def _activate(self, generation: Generation) -> None:
+        if generation.hash == self._generation.hash:
+            return
+        self._generation = generation
+        self._number += 1
+        self._send(control.Activate(number=self._number, source=generation.source()))
+        say(f"gateway: policies @{generation.hash} are in force")
+
+    def _banner(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://{_reachable(host)}:{port}/v1"
+        keys = KeyFile(self._config.state_dir / "keys.json")
+        key = self._first_key(keys)
+        lines = [f"\ngateway {__version__} listens on {url}", ""]
+        if key:
+            lines += [f"  export OPENAI_BASE_URL={url} OPENAI_API_KEY={key}", "", "  The key is shown this once."]
+        else:
+            lines += [f"  export OPENAI_BASE_URL={url} OPENAI_API_KEY=<your key>", "", "  Another key: gateway keys new LABEL"]
+        lines += ["", f"  policy   {self._generation.label(self._config.policies.default)}"]
+        for name, upstream in self._config.upstreams.items():
+            reason = off_reason(upstream)
+            lines.append(f"  upstream {name}: off, {reason}" if reason else f"  upstream {name}: on")
+        for name, problem in self._problems.items():
+            if name != "front":
+                lines.append(f"  worker   {name}: {problem or 'ready'}")
+        if self._notice:
+            lines += ["", self._notice]
+        model = "auto" if "auto" in self._config.models else next(iter(self._config.models), "MODEL")
+        body = '{"model":"' + model + '","messages":[{"role":"user","content":"What is the capital of France?"}]}'
+        lines += [
+            "",
+            f"  curl {url}/chat/completions -H 'content-type: application/json' \\",
+            f"    -H \"authorization: Bearer {key or '$OPENAI_API_KEY'}\" -d '{body}'",
+            "",
+        ]
+        return "\n".join(lines)
+
+    def _first_key(self, keys: KeyFile) -> str:
+        """A key made when there is none at all, so that the first start is enough to work."""
+        with suppress(ConfigError):
+            if not self._config.keys and not any(key.revoked_at is None for key in keys.read()):
+                return keys.add("first", scopes=("chat",))
+        return ""
+
+
+def _reachable(host: str) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what was bound, not what to bind
+    return f"[{host}]" if ":" in host else host
+
+
+def _waiting_text(waiting: Waiting) -> str:
+    lines = "\n".join(f"  - {loss}" for loss in waiting.lost)
+    return f"gateway: the changed policies would lose:\n{lines}\n  The last good ones stay in force; to accept: gateway policy apply"
+
+
+def _run_dir(config: Config) -> Path:
+    """Where the Unix sockets stand: in the state folder, or under the temporary folder when that path is too long for one."""
+    folder = config.state_dir / "run"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    longest = max((len(name) for name in config.local_models), default=0) + len("model-.sock")
+    if len(os.fsencode(folder)) + 1 + longest <= SOCKET_PATH_BYTES:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="gateway-"))
+
+
+def _listen(config: Config) -> socket.socket:
+    """The listening socket. Raises ConfigError when the address cannot be had."""
+    host, port = config.server.host, config.server.port
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        mend = "stop what listens there, or set another server.port" if error.errno == 98 else "set another server.host"
+        message = f"cannot listen on {host}:{port}: {error.strerror or error}; {mend}"
+        raise ConfigError([Problem(config.path, message)]) from None
+    listener.set_inheritable(False)
+    return listener
+
+
+def _lock(config: Config) -> IO[bytes]:
+    """Make the state folder this gateway's own. Raises ConfigError when it cannot be written or another gateway uses it."""
+    folder = config.state_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / "lock").open("ab")
+    except OSError as error:
+        message = f"the state folder cannot be written: {error.strerror}; mend its permissions, or set another server.state_dir"
+        raise ConfigError([Problem(str(folder), message)]) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        message = "another gateway runs with this state folder; stop it, or set another server.state_dir"
+        raise ConfigError([Problem(str(folder), message)]) from None
+    return lock
+
+
+def _first_generation(config: Config, store: Store) -> tuple[Generation, str]:
+    """The policies to start with, and what a person should know of them. A broken or lossy folder never weakens what was in force."""
+    try:
+        generation = load_policies(config, config.policies_folder)
+    except ConfigError as error:
+        active = store.active()
+        if active is None:
+            raise
+        say("gateway: the policies cannot be used; those of the last start stay in force:\n  " + "\n  ".join(str(error).splitlines()))
+        return active, ""
+    change = store.propose(generation)
+    return change.generation, _waiting_text(change) if isinstance(change, Waiting) else ""
+
+
+def serve(config: Config) -> int:
+    """Run the gateway until it is told to stop; the exit status. Raises ConfigError when it cannot start."""
+    lock = _lock(config)
+    try:
+        configured_keys(config)
+        redis_url(config)
+        KeyFile(config.state_dir / "keys.json").read()
+        store = Store(config.state_dir / "policies")
+        generation, notice = _first_generation(config, store)
+        with _listen(config) as listener:
+            return asyncio.run(_run(config, generation, store, listener, notice))
+    finally:
+        lock.close()
+
+
+async def _run(config: Config, generation: Generation, store: Store, listener: socket.socket, notice: str) -> int:
+    return await Supervisor(config, generation, store, listener, notice=notice).run()

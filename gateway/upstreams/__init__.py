@@ -1,0 +1,78 @@
+"""What an upstream is: something that takes one Call and gives one Answer. Knows neither policy nor cache."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+from msgspec import Struct
+
+
+class Call(Struct, frozen=True):
+    """One request as it leaves for one upstream."""
+
+    request_id: str
+    endpoint: str
+    """`chat/completions`, `completions` or `embeddings`."""
+    model: str
+    """The upstream's own name for the model; `body` already carries it."""
+    body: bytes
+    stream: bool
+    headers: tuple[tuple[str, str], ...] = ()
+    """Client headers that may travel; never its key."""
+
+
+class Piece(NamedTuple):
+    """Some bytes of an answer as they go to the client.
+
+    A source that knows its tokens says so: `text` is the content these bytes carry and `n_tokens` how many tokens it is.
+    `text is None` means that nobody has looked inside yet; a tap parses a copy.
+    """
+
+    data: bytes
+    text: str | None = None
+    n_tokens: int = 0
+
+
+class Answer(Protocol):
+    """An upstream's answer, its head known and its body still to be read. Whoever holds it closes it, whatever the ending."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """Lower-case names, hop-by-hop headers already dropped."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        """The body's pieces, each handed on as soon as it arrived. Raises UpstreamFailed when the body is cut."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop the upstream's work at once and free what it holds. May be called twice."""
+        ...
+
+
+class Upstream(Protocol):
+    """A place that answers requests. One instance lives as long as its front worker; `send` runs many times at once."""
+
+    name: str
+
+    def unavailable(self, model: str | None = None) -> str | None:
+        """Why nothing can be sent now (to this model), in words an operator can act on, or None. Called often: must not block."""
+        ...
+
+    async def send(self, call: Call) -> Answer:
+        """Send the call and wait for the answer's head.
+
+        A status the upstream gave is an Answer, not an error. Raises UpstreamFailed when there is no answer, ApiError
+        (InvalidRequest) when this upstream cannot do what the body asks. Cancelling the wait cancels the upstream's work.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections; called once, when the front worker stops."""
+        ...

@@ -1,0 +1,504 @@
+"""What the privacy detector promises. Every card, account, token and key here is generated from a seed at run time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import string
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway import privacy
+from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
+from gateway.recognisers import SEPARATOR, github_checksum
+
+ALNUM = string.ascii_letters + string.digits
+BASE64URL = ALNUM + "-_"
+CLASS_OF = {kind.name: "confidential" for kind in KINDS}
+
+
+def pick(draw: random.Random, letters: str, n: int) -> str:
+    return "".join(draw.choices(letters, k=n))
+
+
+def card(draw: random.Random, prefix: str, length: int) -> str:
+    """Digits whose last one makes the sum of the Luhn rule, worked out by trial."""
+    body = prefix + pick(draw, string.digits, length - len(prefix) - 1)
+    weights = [int(digit) * (2 if place % 2 == 0 else 1) for place, digit in enumerate(reversed(body))]
+    return body + str(-sum(weight - 9 * (weight > 9) for weight in weights) % 10)
+
+
+def iban(draw: random.Random, country: str, length: int) -> str:
+    body = pick(draw, string.digits + string.ascii_uppercase, length - 4)
+    number = "".join(str(int(letter, 36)) for letter in body + country + "00")
+    return f"{country}{98 - int(number) % 97:02d}{body}"
+
+
+def ssn(draw: random.Random, sep: str = "-") -> str:
+    area = draw.choice([n for n in range(1, 900) if n != 666])
+    return sep.join((f"{area:03d}", f"{draw.randint(1, 99):02d}", f"{draw.randint(1, 9999):04d}"))
+
+
+def email(draw: random.Random) -> str:
+    local, host = pick(draw, ALNUM, draw.randint(1, 30)), pick(draw, string.ascii_lowercase, draw.randint(1, 20))
+    return f"{local}@{host}.{draw.choice(['com', 'de', 'museum'])}"
+
+
+def fours(digits: str, sep: str) -> str:
+    return sep.join(digits[i : i + 4] for i in range(0, len(digits), 4))
+
+
+def kinds(text: str) -> set[str]:
+    return {finding.kind for finding in find(text)}
+
+
+def wrong_last_digit(number: str) -> str:
+    return number[:-1] + str((int(number[-1]) + 1) % 10)
+
+
+def tokens(draw: random.Random) -> dict[str, str]:
+    """One credential of each shape."""
+    body = pick(draw, ALNUM, 30)
+    part = base64.urlsafe_b64encode(json.dumps({"typ": "JWT", "alg": "HS256"}).encode()).decode().rstrip("=")
+    return {
+        "aws": "AK" + "IA" + pick(draw, string.ascii_uppercase + "234567", 16),
+        "github": "gh" + "p_" + body + github_checksum(body),
+        "github_fine": "github_" + "pat_" + pick(draw, ALNUM, 22) + "_" + pick(draw, ALNUM, 59),
+        "slack": "xo" + "xb-" + pick(draw, string.digits, 12) + "-" + pick(draw, ALNUM, 24),
+        "stripe": "sk_" + "live_" + pick(draw, ALNUM, 24),
+        "openai": "sk-" + "proj-" + pick(draw, BASE64URL, 60),
+        "anthropic": "sk-" + "ant-api03-" + pick(draw, BASE64URL, 80),
+        "google": "AI" + "za" + pick(draw, ALNUM, 35),
+        "own": "gw" + "-" + pick(draw, BASE64URL, 43),
+        "jwt": ".".join((part, pick(draw, BASE64URL, 40), pick(draw, BASE64URL, 43))),
+        "pem": "-----BEGIN " + "RSA PRIVATE KEY-----\n" + pick(draw, ALNUM, 64),
+        "database": "postgresql://app:" + pick(draw, ALNUM, 14) + "@db.internal:5432/main",
+        "bearer": "Authorization: Bearer " + pick(draw, ALNUM, 40),
+        "assigned": 'api_key = "' + pick(draw, ALNUM, 32) + '"',
+        "password": "password: " + pick(draw, string.ascii_letters, 6) + "7!q",
+    }
+
+
+CARDS = [
+    ("4", 16),
+    ("4", 13),
+    ("55", 16),
+    ("2300", 16),
+    ("34", 15),
+    ("3056", 14),
+    ("6011", 16),
+    ("3530", 16),
+    ("1800", 15),
+    ("6304", 12),
+    ("6763", 19),
+]
+
+
+@pytest.mark.parametrize(("prefix", "length"), CARDS)
+def test_a_card_needs_its_check_digit(prefix, length):
+    """A number with an issuer's prefix is a card only with the right check digit."""
+    number = card(random.Random(length), prefix, length)
+    assert "card" not in kinds(f"my card {wrong_last_digit(number)} please")
+    assert "card" in kinds(f"order {number} please")
+
+
+@pytest.mark.parametrize("sep", [" ", "-", ".", "_", "/", " - ", "\u00a0", "\u2011", "\u2003"])
+def test_separators_do_not_hide_a_card(sep):
+    """Groups of four are found whatever stands between them."""
+    number = card(random.Random(5), "4", 16)
+    assert "card" not in kinds(fours(wrong_last_digit(number), sep))
+    assert kinds(fours(number, sep)) == {"card"}
+
+
+def test_odd_groups_need_a_word():
+    """Digits in unusual groups are a card only beside a word that says so."""
+    spread = " ".join(card(random.Random(6), "4", 16))
+    assert "card" not in kinds(f"the sequence {spread}")
+    assert "card" in kinds(f"credit card {spread}")
+
+
+def test_neighbouring_numbers_do_not_hide_a_card():
+    """A card is found between other groups of digits, and not inside a longer number or a decimal fraction."""
+    number = card(random.Random(7), "51", 16)
+    assert not kinds(f"7{number}") | kinds(f"a{number}") | kinds(f"0.{number}")
+    assert "card" in kinds(f"1234 {fours(number, ' ')} 9999 12")
+
+
+def each_digit(text: str, zero: int) -> str:
+    return "".join(chr(zero + int(c)) if c.isdigit() else c for c in text)
+
+
+DISGUISES = {
+    "full width": lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
+    "arabic digits": lambda text: each_digit(text, 0x660),
+    "mathematical digits": lambda text: each_digit(text, 0x1D7CE),
+    "zero width": "\u200b".join,
+    "soft hyphen": "\u00ad".join,
+    "tags": "\U000e0041".join,
+    "struck through": "\u0336".join,
+    "keycaps": lambda text: "".join(c + "\ufe0f\u20e3" if c.isdigit() else c for c in text),
+    "inner json escapes": lambda text: "".join(f"\\u{ord(c):04x}" for c in text),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_disguised_letters_are_read(disguise):
+    """Look-alikes of digits and invisible characters hide nothing."""
+    draw = random.Random(disguise)
+    for kind, plain in {
+        "card": card(draw, "4", 16),
+        "iban": iban(draw, "DE", 22),
+        "ssn": ssn(draw),
+        "email": email(draw),
+    }.items():
+        assert kinds(DISGUISES[disguise](plain)) == {kind}
+
+
+def test_an_iban_needs_length_and_check_digits():
+    """An IBAN is found solid, in groups and in lower case; not with a wrong check digit or for an unknown country."""
+    number = iban(random.Random(8), "GB", 22)
+    wrong = number[:2] + f"{(int(number[2:4]) + 1) % 100:02d}" + number[4:]
+    assert "iban" not in kinds(f"pay to {wrong}") | kinds(f"pay to ZZ{number[2:]}") | kinds(f"x{number}")
+    for shown in (number, number.lower(), fours(number, " "), fours(number, "-"), f"AB12 {number}", f"{number} was flagged"):
+        assert "iban" in kinds(f"pay to {shown}")
+
+
+@pytest.mark.parametrize(
+    "number", ["000-12-3456", "666-12-3456", "123-00-4567", "123-45-0000", "900-12-3456", "1-123-45-6789", "123-45-67890"]
+)
+def test_what_was_never_issued_is_no_ssn(number):
+    """Numbers outside the published ranges are not reported."""
+    assert "ssn" not in kinds(f"ref {number}")
+
+
+@pytest.mark.parametrize("text", ["{} it is", "SSN:{}.", "({})", "itin 912-71-1234", "912 71 1234"])
+def test_ssn_and_itin_are_found(text):
+    """An SSN or ITIN in its usual writing needs no word beside it."""
+    assert kinds(text.format(ssn(random.Random(9)))) == {"ssn"}
+
+
+def test_nine_bare_digits_need_a_word():
+    """Nine digits are an SSN only beside a word, also when that word is a JSON key."""
+    bare = ssn(random.Random(10), "")
+    assert "ssn" not in kinds(f"part {bare}")
+    assert kinds(f"social security number {bare}") == {"ssn"}
+    assert scan({"ssn": int("2" + bare[1:])}, max_chars=100).kinds == {"ssn"}
+
+
+@pytest.mark.parametrize(
+    "text", ["icon@2x.png", "git@github.com:a/b", "y = x@w.dot(z)", "numpy@1.2.3", "@property", "a @ b.com", "a@b"]
+)
+def test_what_is_no_email(text):
+    """Image names, remotes, operators and versions are not addresses."""
+    assert "email" not in kinds(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a@b.de",
+        "x.y+z@sub.example.museum",
+        "mail=bob%40x.com&a",
+        "jürgen@müller.de",
+        "邮箱是bob@x.com谢谢",
+        "<a@b.io>",
+        "a@b.com(work)",
+    ],
+)
+def test_emails_are_found(text):
+    """An address is found in URLs, other scripts and brackets."""
+    assert kinds(text) == {"email"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in 2019-2020 and 2021",
+        "phone launch 2024-05-17",
+        "about 3.14159265",
+        "order 78651450",
+        "call for $1234567 now",
+        "1000000 + 12",
+        "tell him 78651450",
+    ],
+)
+def test_what_is_no_phone_number(text):
+    """Dates, years, amounts and fractions are not telephone numbers, and bare digits need a word."""
+    assert "phone" not in kinds(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+44 20 7946 0958",
+        "(555) 123-4567",
+        "555-123-4567x89",
+        "1-800-555-0199",
+        "+46 (0)8 928 571 38",
+        "call me at 78 651 450",
+        "Tel: 0490 75 40 81",
+        "467 3395 office",
+        "mobil: +4915112345678",
+    ],
+)
+def test_phone_numbers_are_found(text):
+    """International and North American forms stand alone; any national form counts beside a word."""
+    assert kinds(text) == {"phone"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1",
+        "0.0.0.0",
+        "255.255.255.0",
+        "version 10.20.30.40",
+        "see 1.2.3.4",
+        "1.2.3.4.5",
+        "v10.2.3.4",
+        "300.1.1.1",
+        "::1",
+        "a::b",
+        "std::abc::dead",
+        "12:30:45",
+        "00:1b:44:11:3a:b7",
+    ],
+)
+def test_what_is_no_ip_address(text):
+    """Loopback, netmasks, versions, sections, scopes in code, times and hardware addresses are not reported."""
+    assert "ip" not in kinds(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "86.121.97.248",
+        "host 1.2.3.4",
+        "http://10.1.2.3/x",
+        "|10.1.2.3|",
+        "10.0.0.0/8",
+        "fe80::1",
+        "2001:db8::8a2e:370:7334",
+        "[2001:db8::1]:80",
+        "1:2:3:4:5:6:7:8",
+        "2001:db8::",
+    ],
+)
+def test_ip_addresses_are_found(text):
+    """Both versions are found, with ports, masks and brackets."""
+    assert kinds(text) == {"ip"}
+
+
+@pytest.mark.parametrize("shape", tokens(random.Random(0)))
+def test_credentials_are_found(shape):
+    """Each shape of credential is found beside text and in an inner JSON string, for many seeds."""
+    for seed in range(20):
+        token = tokens(random.Random(seed))[shape]
+        assert "secret" in kinds(f"use {token} now")
+        assert "secret" in kinds(json.dumps({"run": f"line\n{token}\n"}))
+
+
+def test_a_github_token_needs_its_checksum():
+    """A GitHub token with a wrong checksum is no secret."""
+    token = tokens(random.Random(1))["github"]
+    assert "secret" not in kinds(token[:-1] + ("a" if token[-1] != "a" else "b"))
+
+
+NO_CREDENTIALS = (
+    "sk-" + "x" * 30,
+    "class sk-folding-cube-animation-delay",
+    "password is required",
+    "password = os.environ['DB_1']",
+    "postgres://user:password@localhost/x",
+    "max_tokens: 4096",
+    "the key is to be kind to strangers",
+    "token: <your-token-here-1234>",
+    "eyJ" + "a" * 20 + ".bbbbbbbbb.c",
+    "-----BEGIN PUBLIC KEY-----",
+    "http://localhost:8080/a@b",
+)
+
+
+@pytest.mark.parametrize("text", NO_CREDENTIALS)
+def test_placeholders_and_code_are_no_credentials(text):
+    """Examples, CSS classes and code that reads a credential are not one."""
+    assert "secret" not in kinds(text)
+
+
+# Properties
+
+SURROUNDING = st.text(st.characters(exclude_categories=()), max_size=60)
+BORDERS = (" ", "\n", "\t", ", ", "; ", " (", ") ", '"', "'", " | ", "<", ">", "!", ". ")
+PLACES = st.tuples(SURROUNDING, st.sampled_from(BORDERS), st.sampled_from(BORDERS), SURROUNDING)
+SEEDS = st.integers(0, 2**32).map(random.Random)
+GENERATED = {
+    "card": lambda draw: card(draw, *draw.choice(CARDS)),
+    "iban": lambda draw: iban(draw, *draw.choice([("GB", 22), ("NO", 15), ("FR", 27), ("MT", 31)])),
+    "ssn": lambda draw: ssn(draw, draw.choice(["-", " "])),
+    "email": email,
+}
+
+
+@pytest.mark.parametrize("kind", GENERATED)
+@settings(max_examples=150, deadline=None)
+@given(place=PLACES, draw=SEEDS)
+def test_valid_data_is_found_in_any_surroundings(kind, place, draw):
+    """A valid card, IBAN, SSN or address between spaces or punctuation is found, whatever else the text holds."""
+    before, left, right, after = place
+    assert kind in kinds(before + left + GENERATED[kind](draw) + right + after)
+
+
+PIECES = st.sampled_from(
+    [" ", "\n", "@", "a@b.com", "1", "12", "4111", "1.2", ".3.4", ":", "::", "fe80", "GB82", "WEST", "card ", "call me at ", "+", "(",
+     ")", "-", "sk-", "://u:", "token: ", "is", SEPARATOR, "é", "\v", "_"]
+)  # fmt: skip
+MESSY = st.lists(
+    PIECES | st.text(max_size=5) | SEEDS.map(lambda draw: GENERATED[draw.choice(list(GENERATED))](draw)), max_size=40
+).map("".join)
+
+
+@pytest.mark.skipif(re2 is None, reason="google-re2 is not installed")
+@settings(max_examples=300, deadline=None)
+@given(text=MESSY)
+def test_both_engines_find_the_same(text):
+    """Without google-re2 the findings are the same."""
+    assert SLOW.find(text) == find(text)
+
+
+class Exhaustive(Detector):
+    """Runs every gate over the whole text."""
+
+    def _hot(self, data):
+        return [(0, len(data))]
+
+
+SLOW, EXHAUSTIVE = Detector(with_re2=False), Exhaustive()
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=MESSY)
+def test_the_first_pass_loses_nothing(text):
+    """Looking only near the matches of all gates together finds what looking everywhere finds."""
+    assert EXHAUSTIVE.find(text) == find(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=MESSY)
+def test_scan_agrees_with_find_and_offsets_are_in_the_normalised_text(text):
+    """`scan` reports the kinds of `find`, and every offset lies inside the normalised text."""
+    findings = find(text)
+    assert scan([text], max_chars=10**6).kinds == {finding.kind for finding in findings}
+    assert all(0 <= finding.start < finding.end <= len(normalise(text)) for finding in findings)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | SURROUNDING,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(SURROUNDING, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=JSON)
+def test_scan_never_fails_on_json(body):
+    """Any JSON value, with lone surrogates and NaN, is scanned without failure."""
+    result = scan(body, max_chars=10**6)
+    assert (result.failed, result.oversize) == ("", False)
+
+
+# Bodies
+
+
+def test_offsets_count_characters_of_the_normalised_text():
+    """An offset cuts out the finding also behind characters of several bytes and a lone surrogate."""
+    text = "née \ud800 \U0001f600 \uff34o a@b.com!"
+    (finding,) = find(text)
+    assert normalise(text)[finding.start : finding.end] == "a@b.com"
+
+
+def test_every_string_and_long_number_is_read():
+    """Values, object keys and numbers count, at any depth; short numbers do not."""
+    number = card(random.Random(3), "4", 16)
+    assert scan({"n": [int(number) % 10**8, 1.5, True, None]}, max_chars=99).kinds == frozenset()
+    for body in ({number: 1}, [{"a": {"b": [number]}}], {"n": int(number)}, {"n": float(number)}, {"n": -int(number)}):
+        assert scan(body, max_chars=99).kinds == {"card"}
+
+
+def test_deep_nesting_is_fine():
+    """A value nested deeper than the recursion limit is scanned to its end."""
+    body: object = "a@b.com"
+    for _ in range(50_000):
+        body = [body]
+    assert scan(body, max_chars=99) == Scan(frozenset({"email"}), 7, oversize=False)
+
+
+def test_findings_do_not_cross_strings():
+    """Two halves of a number in two strings are not joined; a word in one string may explain the next."""
+    number = card(random.Random(4), "4", 16)
+    assert scan([number[:8], number[8:]], max_chars=99).kinds == frozenset()
+    assert scan([fours(number, " ")[:10], fours(number, " ")[10:]], max_chars=99).kinds == frozenset()
+
+
+def test_files_are_unscannable_and_text_is_not_a_file():
+    """Inline files count as unscannable and are not searched; what only looks like one is."""
+    blob = base64.b64encode(random.Random(2).randbytes(4000)).decode()
+    for body in ({"image_url": {"url": "data:image/png;base64,iVBORw0K"}}, {"input_audio": {"data": blob}}, {"file_data": blob}):
+        assert scan(body, max_chars=10**5).kinds == {"unscannable"}
+    for text in ("data: a@b.com", "data:text/plain;base64,x a@b.com"):
+        assert scan({"url": text, "content": text}, max_chars=99).kinds == {"email"}
+    assert "unscannable" not in scan({"content": blob}, max_chars=10**5).kinds
+
+
+def test_above_the_limit_nothing_is_read_and_the_class_is_restricted():
+    """A body of one character too many is oversize; at the limit it is scanned."""
+    assert scan(["abc", "de"], max_chars=5) == Scan(frozenset(), 5, oversize=False)
+    assert classify(scan(["abc", "def"], max_chars=5), CLASS_OF) == "restricted"
+
+
+def test_what_is_not_json_fails_closed_without_its_text():
+    """An unknown type or an exception inside gives the type's name only, and the highest class."""
+    for body, name in (({"a": b"a@b.com"}, "TypeError"), ([10**5000], "ValueError"), ({1: {"x": object()}}, "TypeError")):
+        result = scan(body, max_chars=99)
+        assert (result.failed, classify(result, CLASS_OF)) == (name, "restricted")
+
+
+def test_any_exception_inside_is_contained(monkeypatch):
+    """Whatever breaks inside the detector, `scan` answers."""
+    monkeypatch.setattr(privacy, "_texts", lambda body, limit: 1 / 0)
+    assert scan("x", max_chars=9).failed == "ZeroDivisionError"
+
+
+NAMES = st.frozensets(st.sampled_from([kind.name for kind in KINDS] + ["later"]))
+
+
+@given(few=NAMES, more=NAMES, classes=st.dictionaries(st.sampled_from([kind.name for kind in KINDS]), st.sampled_from(CLASSES)))
+def test_classify_is_monotone(few, more, classes):
+    """More kinds never lower the class; an unmapped kind and a failure raise it to the highest."""
+    some, all_ = (classify(Scan(found, 1, oversize=False), classes) for found in (few, few | more))
+    assert CLASSES.index(some) <= CLASSES.index(all_)
+    assert few <= classes.keys() or some == "restricted"
+    assert classify(Scan(few, 1, oversize=False, failed="OSError"), classes) == "restricted"
+
+
+def test_highest_orders_classes_and_distrusts_unknown_ones():
+    """The most sensitive class wins, none is public, an unknown name counts as restricted."""
+    assert (highest(), highest("internal", "public"), highest("confidential", "internal")) == (
+        "public",
+        "internal",
+        "confidential",
+    )
+    assert highest("secretish") == "restricted"
+
+
+@pytest.mark.parametrize(
+    "unit", ["1", "1234 5678 9", "a@b", "a:b:", "key: eyJ", "e\u0301\u0323", "AB12", "1.2.3.4", "://a:", "pwd ", "\\"]
+)
+def test_no_text_takes_quadratic_time(unit):
+    """Text made to match a gate again and again is searched in time that grows with its length, not with its square."""
+    start = time.process_time()
+    scan(unit * (60_000 // len(unit)), max_chars=10**6)
+    assert time.process_time() - start < 2
