@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway import __version__
-from gateway.config import Config, load
-from gateway.errors import ConfigError, GatewayError
+from gateway.config import CLASSES, Config, load
+from gateway.errors import ConfigError, GatewayError, Problem
 
-
-class _Problems(click.ClickException):
-    """A ConfigError as the person at the terminal reads it; exit status 2."""
-
-    exit_code = 2
-
-    def __init__(self, error: ConfigError) -> None:
-        super().__init__("\n".join(str(problem) for problem in error.problems))
-
-    def show(self, file: object = None) -> None:  # noqa: ARG002 - click's signature
-        """The problems, one a line, as editors understand them."""
-        click.echo(self.message, err=True)
-
+if TYPE_CHECKING:
+    from gateway.auth import KeyFile
+    from gateway.policy.generation import Generation
 
 _config = click.option(
     "--config",
@@ -31,44 +25,442 @@ _config = click.option(
     "path",
     type=click.Path(path_type=Path),
     envvar="GATEWAY_CONFIG",
-    default=None,
-    help="The config file; default: config.toml, else config.example.toml. [env: GATEWAY_CONFIG]",
+    show_envvar=True,
+    help="The config file. Default: config.toml, or config.example.toml where there is none.",
 )
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 def _load(path: Path | None) -> Config:
     if path is None:
-        path = next((found for name in ("config.toml", "config.example.toml") if (found := Path(name)).exists()), Path("config.toml"))
+        path = Path("config.toml")
+        path = path if path.exists() else Path("config.example.toml")
+    if not path.exists():
+        message = "there is no such file; name one with --config, or run in a folder that has config.toml"
+        raise ConfigError([Problem(str(path), message)])
     return load(path)
+
+
+def _print(value: Any) -> None:
+    """A rich renderable, as wide as the terminal; unstyled when it goes to a file or another program."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False).print(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gateway")
 def cli() -> None:
-    """An OpenAI-compatible caching and routing gateway."""
+    """An OpenAI-compatible caching and routing gateway.
+
+    Start with `gateway serve`; see what a policy does with `gateway explain`; read what happened with `gateway logs` and
+    `gateway stats`.
+    """
 
 
 @cli.command()
 @_config
 def serve(path: Path | None) -> None:
-    """Run the gateway in the foreground until SIGTERM or Ctrl-C."""
+    """Run the gateway in the foreground, until SIGTERM or Ctrl-C."""
     from gateway.supervisor import serve as run
 
     sys.exit(run(_load(path)))
 
 
+@cli.command()
+@_config
+def check(path: Path | None) -> None:
+    """Check the config, the policies and their tests, without starting anything.
+
+    Exit status 2 when something is wrong; notes alone leave it 0.
+    """
+    from gateway.auth import KeyFile, configured_keys
+    from gateway.config import off_reason, redis_url
+    from gateway.policy.proof import run_tests, untouched
+
+    config = _load(path)
+    problems: list[Problem] = []
+    generation: Generation | None = None
+    for step in (configured_keys, redis_url, lambda found: KeyFile(found.state_dir / "keys.json").read()):
+        try:
+            step(config)
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        generation = _generation(config)
+    except ConfigError as error:
+        problems += error.problems
+    notes: list[str] = []
+    if generation is not None:
+        results = run_tests(generation)
+        for result in results:
+            problems += [Problem(result.place, f'test "{result.name}": {problem}') for problem in result.problems]
+        notes += [str(note) for note in generation.notes] + [f"{place} is in no test" for place in untouched(generation, results)]
+        click.echo(f"{config.path}: {len(config.upstreams)} upstreams, {len(config.models)} model names")
+        passed = sum(result.passed for result in results)
+        click.echo(f"{config.policies_folder}: {len(generation.policies)} policies @{generation.hash}, {passed} of {len(results)} tests pass")
+    notes += [f"{name}: off, {reason}" for name, upstream in config.upstreams.items() if (reason := off_reason(upstream))]
+    notes += _missing_weights(config)
+    for note in notes:
+        click.echo(f"note: {note}")
+    if problems:
+        raise ConfigError(problems)
+    click.echo("ok")
+
+
+def _generation(config: Config) -> Generation:
+    from gateway.policy.generation import load as load_policies
+
+    return load_policies(config, config.policies_folder)
+
+
+def _missing_weights(config: Config) -> list[str]:
+    from gateway.weights import missing
+
+    return [reason for name in config.local_models if (reason := missing(config, name))]
+
+
+@cli.command()
+@_config
+@_json
+@click.argument("body", type=click.File("rb"), default="-")
+@click.option("--endpoint", type=click.Choice(["chat/completions", "completions", "embeddings"]), default="chat/completions")
+@click.option("--policy", default="", help="Route policy; default: the config's.")
+@click.option("--tenant", default="default", help="As if a key of this tenant asked.")
+@click.option("--key-label", default="", help="As if the key of this label asked.")
+@click.option("--class", "class_", type=click.Choice(CLASSES), default="public", help="As if x-gateway-class said so.")
+def explain(
+    path: Path | None, as_json: bool, body: Any, endpoint: str, policy: str, tenant: str, key_label: str, class_: str  # noqa: FBT001
+) -> None:
+    """Show where a request would go and why: every candidate, what removed it, and the order. Calls nobody.
+
+    BODY is a file with the JSON body of a request, or - for standard input:
+
+        echo '{"model":"auto","messages":[{"role":"user","content":"hi"}]}' | gateway explain -
+    """
+    from gateway import facts, wire
+    from gateway.config import off_reason
+    from gateway.errors import NotFound, did_you_mean
+    from gateway.explain import explain as explain_
+    from gateway.policy.decision import Health
+
+    config = _load(path)
+    generation = _generation(config)
+    policy = policy or config.policies.default
+    if policy not in generation.policies:
+        raise NotFound(f'there is no policy "{policy}"{did_you_mean(policy, generation.policies)}')
+    request = wire.read(endpoint, body.read())
+    if request.model not in config.models:
+        raise NotFound(f'there is no model "{ascii(request.model)[1:-1]}"{did_you_mean(request.model, config.models)}')
+    found = facts.judge(
+        request,
+        classes=generation.classes,
+        max_scan_chars=config.server.max_scan_chars,
+        tenant=tenant,
+        key_label=key_label,
+        class_floor="public",
+        headers={"x-gateway-class": class_},
+        seed="explain",
+        now=time.time(),
+    )
+    health = {}
+    for option in generation.catalogue.options():
+        reason = off_reason(config.upstreams[option.upstream])
+        off = reason is not None
+        if reason is None and config.upstreams[option.upstream].zone == "local" and option.model in config.local_models:
+            from gateway.weights import missing
+
+            reason = missing(config, option.model)
+        health[option.name] = Health(up=reason is None, off=off, reason=reason or "")
+    explanation = explain_(generation, policy, found, health)
+    if as_json:
+        click.echo(json.dumps(explanation.as_json(), indent=1))
+    else:
+        _print(explanation.render())
+
+
+@cli.group()
+def keys() -> None:
+    """Make, list and revoke API keys."""
+
+
+def _key_file(path: Path | None) -> tuple[Config, KeyFile]:
+    from gateway.auth import KeyFile
+
+    config = _load(path)
+    return config, KeyFile(config.state_dir / "keys.json")
+
+
+@keys.command("new")
+@_config
+@click.argument("label")
+@click.option("--tenant", default="default", show_default=True, help="Answers are cached and limited by tenant.")
+@click.option("--scope", "scopes", type=click.Choice(["chat", "admin", "audit"]), multiple=True, default=("chat",), show_default=True)
+@click.option("--policy", default="", help="Route policy of this key; default: the config's.")
+@click.option("--may-choose", multiple=True, help="Another policy it may name in the x-gateway-policy header.")
+@click.option("--class-floor", type=click.Choice(CLASSES), default="public", show_default=True, help="Least class of its requests.")
+def keys_new(
+    path: Path | None, label: str, tenant: str, scopes: tuple[str, ...], policy: str, may_choose: tuple[str, ...], class_floor: str
+) -> None:
+    """Make a key called LABEL. It is shown this once; only its hash is stored. A running gateway takes it at once."""
+    config, file = _key_file(path)
+    _known_policies(config, [policy, *may_choose])
+    key = file.add(label, tenant=tenant, scopes=scopes, policy=policy, policies=may_choose, class_floor=class_floor)
+    click.echo(key)
+    click.echo("This key is shown this once.", err=True)
+
+
+def _known_policies(config: Config, names: list[str]) -> None:
+    from gateway.errors import did_you_mean
+
+    known = _generation(config).policies
+    for name in names:
+        if name and name not in known:
+            place = str(config.policies_folder)
+            raise ConfigError([Problem(place, f'there is no policy "{name}"{did_you_mean(name, known)}')])
+
+
+@keys.command("list")
+@_config
+@_json
+def keys_list(path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    """List the keys, without their secrets."""
+    from rich.table import Table
+
+    config, file = _key_file(path)
+    rows = [
+        {
+            "id": key.id,
+            "label": key.label,
+            "tenant": key.tenant,
+            "scopes": ",".join(key.scopes),
+            "policy": key.policy or config.policies.default,
+            "class_floor": key.class_floor,
+            "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created_at)),
+            "state": "revoked" if key.revoked_at is not None else "live",
+        }
+        for key in file.read()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("id", "label", "tenant", "scopes", "policy", "class floor", "created (UTC)", "state", box=None)
+    for row in rows:
+        table.add_row(*row.values())
+    _print(table if rows else "There are no keys; make one: gateway keys new LABEL")
+
+
+@keys.command("revoke")
+@_config
+@click.argument("label")
+def keys_revoke(path: Path | None, label: str) -> None:
+    """Revoke a key by its label or id. A running gateway refuses it from its next request on."""
+    from gateway.errors import did_you_mean
+
+    _, file = _key_file(path)
+    if not file.revoke(label):
+        live = [key.label for key in file.read() if key.revoked_at is None]
+        raise ConfigError([Problem(str(file.path), f'there is no live key "{label}"{did_you_mean(label, live)}')])
+    click.echo(f"{label} is revoked")
+
+
+@cli.group()
+def logs() -> None:
+    """Read the token log."""
+
+
+@logs.command("show")
+@_config
+@click.argument("request_id")
+def logs_show(path: Path | None, request_id: str) -> None:
+    """Print every line of one request, in order. REQUEST_ID is the answer's x-request-id."""
+    from gateway import stats
+
+    folder = _log_folder(path)
+    lines, damaged = stats.show(folder, request_id)
+    for line in lines:
+        click.echo(json.dumps(line, ensure_ascii=False))
+    _tell_damaged(damaged)
+    if not lines:
+        raise ConfigError([Problem(str(folder), f"no line has the request id {request_id}")])
+
+
+@logs.command("tail")
+@_config
+@click.option("--follow", "-f", is_flag=True, help="Go on with every new line, until Ctrl-C.")
+@click.option("--event", default="", help="Only lines of this event; a first word takes all of its kind: cache, upstream.")
+@click.option("--request", "request_id", default="", help="Only lines of this request.")
+@click.option("--lines", "-n", default=20, show_default=True, help="How many of the last lines to begin with.")
+def logs_tail(path: Path | None, follow: bool, event: str, request_id: str, lines: int) -> None:  # noqa: FBT001
+    """Print the last lines of the log, oldest first."""
+    from gateway import stats
+
+    def out(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    _tell_damaged(stats.tail(_log_folder(path), out=out, follow=follow, event=event, request_id=request_id, last=lines))
+
+
+def _log_folder(path: Path | None) -> Path:
+    config = _load(path)
+    folder = config.logs_folder
+    if not folder.is_dir():
+        where = "the log goes to standard output" if config.logs.stdout else "nothing was logged yet"
+        raise ConfigError([Problem(str(folder), f"there is no such folder: {where}")])
+    return folder
+
+
+def _tell_damaged(count: int) -> None:
+    if count:
+        click.echo(f"{count} damaged lines were skipped", err=True)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@cli.command()
+@_config
+@_json
+@click.option("--since", default="24h", show_default=True, help="How far back: 90s, 15m, 24h, 7d.")
+def stats(path: Path | None, as_json: bool, since: str) -> None:  # noqa: FBT001
+    """Latency percentiles, tokens, errors, cache and cost by route, from the logs."""
+    from gateway import stats as stats_
+
+    if not since[:-1].isdigit() or since[-1:] not in _UNITS:
+        raise click.BadParameter("give a number and one of s, m, h, d: 15m", param_hint="--since")
+    summary = stats_.summarise(_log_folder(path), int(since[:-1]) * _UNITS[since[-1]])
+    if as_json:
+        click.echo(stats_.as_json(summary))
+    else:
+        _print(stats_.render(summary))
+
+
+@cli.group()
+def models() -> None:
+    """Local model weights."""
+
+
+@models.command("pull")
+@_config
+@click.argument("names", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Make them again even if they are there.")
+def models_pull(path: Path | None, names: tuple[str, ...], force: bool) -> None:  # noqa: FBT001
+    """Bring the weights of NAMES: download, check their hashes, convert once. What is there and whole is left alone."""
+    from gateway.weights import pull
+
+    root = _load(path).state_dir / "models"
+    for name in names:
+        began = time.monotonic()
+
+        def progress(step: str, name: str = name, began: float = began) -> None:
+            click.echo(f"  {name}: {step} ({time.monotonic() - began:.0f} s)", err=True)
+
+        folder = pull(name, root, progress=progress, force=force)
+        click.echo(f"{name}: ready in {os.path.relpath(folder)}")
+
+
+@models.command("list")
+@_config
+def models_list(path: Path | None) -> None:
+    """Public model names, who serves them, and whether local weights are there."""
+    from rich.table import Table
+
+    from gateway.weights import RECIPES, missing
+
+    config = _load(path)
+    table = Table("model", "served by", "state", box=None)
+    for name in config.models:
+        for candidate in config.candidates(name):
+            reason = missing(config, candidate.model) if candidate.model in config.local_models else None
+            table.add_row(name, f"{candidate.upstream}/{candidate.model}", reason or "configured")
+    _print(table)
+    click.echo(f"weights that can be pulled: {', '.join(RECIPES)}")
+
+
+@cli.command()
+@_config
+@click.option("--tenant", help="Only answers given to this tenant.")
+@click.option("--model", help="Only answers of this public model name.")
+@click.option("--class", "class_", type=click.Choice(CLASSES), help="Only answers to requests of this class.")
+@click.option("--all", "everything", is_flag=True, help="Every answer.")
+@click.option("--dry-run", is_flag=True, help="Count only.")
+def purge(path: Path | None, tenant: str | None, model: str | None, class_: str | None, everything: bool, dry_run: bool) -> None:  # noqa: FBT001
+    """Forget cached answers, in memory and on disk, of the gateway that runs with this config."""
+    if not everything and not (tenant or model or class_):
+        raise click.UsageError("say which answers: --tenant, --model, --class, or --all")
+    asked = {"tenant": tenant, "model": model, "class": class_, "dry_run": dry_run}
+    said = _ask_server(_load(path), "/v1/gateway/purge", {name: value for name, value in asked.items() if value is not None})
+    click.echo(f"{said['purged']} stored copies {'would be ' if dry_run else ''}purged")
+
+
+def _ask_server(config: Config, path: str, body: dict[str, Any]) -> Any:
+    """Ask the running gateway as its operator. Raises ConfigError when none runs."""
+    import httpx
+
+    known = config.state_dir / "run" / "server.json"
+    try:
+        server = json.loads(known.read_bytes())
+        headers = {"authorization": f"Bearer {server['admin_key']}"}
+        response = httpx.post(server["url"] + path, json=body, headers=headers, timeout=30, trust_env=False)
+    except (OSError, ValueError, KeyError, httpx.HTTPError):
+        message = "no gateway answers that was started with this config; start it: gateway serve"
+        raise ConfigError([Problem(str(known), message)]) from None
+    answer = response.json()
+    if response.status_code != 200:
+        raise ConfigError([Problem(server["url"], answer["error"]["message"])])
+    return answer
+
+
+@cli.group()
+def policy() -> None:
+    """Policy files."""
+
+
+@policy.command("apply")
+@_config
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def policy_apply(path: Path | None, yes: bool) -> None:  # noqa: FBT001
+    """Let the policy folder come into force as it is, even where it loses limits. A running gateway takes it within a second."""
+    from gateway.policy.generation import lost
+    from gateway.policy.store import Store
+
+    config = _load(path)
+    generation = _generation(config)
+    store = Store(config.state_dir / "policies")
+    try:
+        active = store.active()
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        losses = ["what was in force cannot be read, so nothing can be compared"]
+    else:
+        if active is not None and active.hash == generation.hash:
+            click.echo(f"policies @{generation.hash} are in force already")
+            return
+        losses = lost(active, generation) if active else []
+    for loss in losses:
+        click.echo(f"loses {loss}")
+    if losses and not yes:
+        click.confirm(f"Let policies @{generation.hash} come into force?", abort=True)
+    store.approve(generation)
+    click.echo(f"policies @{generation.hash} are approved")
+
+
 def main() -> None:
-    """Entry point."""
+    """Entry point. Exit status 2: what was given is wrong; 1: something failed; 130: interrupted."""
     try:
         cli.main(standalone_mode=False)
     except ConfigError as error:
-        _Problems(error).show()
+        click.echo("\n".join(f"error: {problem}" for problem in error.problems), err=True)
         sys.exit(2)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except GatewayError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)

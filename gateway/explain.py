@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -104,7 +105,7 @@ def explain(generation: Generation, policy_name: str, facts: Facts, health: Heal
         )
 
     lines = [line(option) for option in generation.options_for(facts.model)]
-    lines.sort(key=lambda one: len(lines) + 1 if one.place is None else one.place)
+    lines.sort(key=lambda one: math.inf if one.place is None else one.place)
     return Explanation(facts=facts, decision=decision, lines=tuple(lines))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
+from gateway import privacy
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
-from gateway.tokens import Estimate
+from gateway.tokens import Estimate, size_estimate
 from gateway.wire import Request
 
 
@@ -87,6 +88,34 @@ def build(
         deadline_ms=_milliseconds(headers.get("x-gateway-deadline-ms", "")),
         hour=time.gmtime(now).tm_hour,
         seed=seed,
+    )
+
+
+def judge(
+    request: Request,
+    *,
+    classes: Mapping[str, Class],
+    max_scan_chars: int,
+    tenant: str,
+    key_label: str,
+    class_floor: Class,
+    headers: Mapping[str, str],
+    seed: str,
+    now: float,
+) -> Facts:
+    """Scan a request and build its facts. `classes` maps kinds of findings to classes. Long for a large body: then off the loop."""
+    scan = privacy.scan(request.data, max_chars=max_scan_chars)
+    return build(
+        request,
+        class_=cast("Class", privacy.classify(scan, classes)),
+        found=tuple(sorted(scan.kinds)),
+        size=size_estimate(texts(request)),
+        tenant=tenant,
+        key_label=key_label,
+        class_floor=class_floor,
+        headers=headers,
+        seed=seed,
+        now=now,
     )
 
 

@@ -30,8 +30,11 @@ from gateway.ledger import Record, TokenEvent
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
 
-BATCH_LINES = 128
+BATCH_LINES = 64
 """Lines encoded in one go. The encoder holds the interpreter lock meanwhile, so this bounds how long it can hold up the loop."""
+
+_YIELD_S = 0.0001
+"""Between two batches. A write is over too soon for a waiting event loop to get the interpreter lock; a nap is not."""
 
 RETRY_S = 0.1
 """Between two attempts to write to a sink that failed."""
@@ -383,6 +386,8 @@ class LogWriter:
                     return
             self._block = b""
             self._healed()
+            if self._queue:
+                time.sleep(_YIELD_S)
 
     def _failed(self, place: str, why: str) -> None:
         reason = f"{place}: {why}; logging goes on by itself once that is mended"

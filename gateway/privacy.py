@@ -157,10 +157,16 @@ class Detector:
         self._contexts = {rule.before: compiled(rule.before) for family in FAMILIES for rule in family.rules if rule.before}
 
     def find(self, text: str) -> list[Finding]:
-        """Every finding in the text, by place. Findings of different kinds may overlap."""
+        """Every finding in the text, by place. Only findings of different kinds overlap."""
         data = _encode(normalise(text))
-        spans = sorted({(start, end, kind) for kind, start, end in self._search(data, set())})
-        return [Finding(kind, _chars(data, start), _chars(data, end)) for start, end, kind in spans]
+        spans: list[tuple[str, int, int]] = []
+        for kind, start, end in sorted(set(self._search(data, set()))):
+            if spans and spans[-1][0] == kind and start < spans[-1][2]:
+                spans[-1] = (kind, spans[-1][1], max(end, spans[-1][2]))
+            else:
+                spans.append((kind, start, end))
+        findings = [Finding(kind, _chars(data, start), _chars(data, end)) for kind, start, end in spans]
+        return sorted(findings, key=lambda finding: (finding.start, finding.end))
 
     def kinds(self, text: str) -> frozenset[str]:
         """The kinds found in the text. Once a kind is found, it is not looked for again."""
@@ -200,7 +206,7 @@ class Detector:
         begin, stop = span
         starts = [group.start() for group in GROUP.finditer(data, begin, stop)] if family.by_group else [begin]
         for rule in family.rules:
-            named = rule.before is None or self._contexts[rule.before].search(data[max(0, begin - CONTEXT_BYTES) : begin])
+            named = rule.before is None or self._contexts[rule.before].search(data[max(0, begin - CONTEXT_BYTES) : begin + 1])
             if not named and rule.after is None:
                 continue
             for start in starts:

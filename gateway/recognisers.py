@@ -11,7 +11,6 @@ start may not be part of a gate. Rules are ordinary `re` patterns with borders, 
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 import re
 import zlib
@@ -57,7 +56,7 @@ class Rule(NamedTuple):
     check: Callable[[Match], Span | None] = re.Match.span
     """The finding's byte span, or None where digits, checksum or surroundings say no."""
     before: bytes | None = None
-    """Context words: one must stand in the `CONTEXT_BYTES` before the gate's match, when given."""
+    """Context words: one must stand in the `CONTEXT_BYTES` before the gate's match (and its first byte), when given."""
     after: Pattern | None = None
     """Context that serves instead of `before` when it matches right behind the finding."""
 
@@ -104,19 +103,10 @@ _BRANDS: tuple[tuple[re.Pattern[str], frozenset[int]], ...] = (
 _MAESTRO = re.compile("50|5[6-9]|6")
 """Maestro may use any of these at any length: too wide without a word that says card."""
 _CARD_SHAPES = frozenset(
-    {
-        (4, 4, 4, 4),
-        (4, 4, 4, 4, 1),
-        (4, 4, 4, 4, 2),
-        (4, 4, 4, 4, 3),
-        (4, 6, 5),
-        (4, 6, 4),
-        (4, 4, 5),
-        (4, 3, 3, 3),
-        (6, 13),
-        (8, 8),
-    }
+    tuple(map(int, shape.split("-")))
+    for shape in ("4-4-4-4", "4-4-4-4-1", "4-4-4-4-2", "4-4-4-4-3", "4-6-5", "4-6-4", "4-4-5", "4-3-3-3", "6-13", "8-8")
 )
+"""How many digits stand in each group when a card is printed or typed."""
 
 
 def luhn_valid(digits: str) -> bool:
@@ -258,13 +248,14 @@ _SSN_RULES = (
 
 _EXTENSION = rb"(?:[ \t]?(?:x|ext\.?)[ \t]?[0-9]{1,6})?"
 _DATE = re.compile(rb"(?:1[89]|20)[0-9]{2}([.\-/ ])[01]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([.\-/ ])[01]?[0-9]\2(?:1[89]|20)[0-9]{2}")
+_DECIMAL = re.compile(rb"[0-9]{4,}\.[0-9]+")
 _YEARS = re.compile(rb"(?:(?:1[5-9]|20)[0-9]{2}[ ,/.\-]*){2,}")
 
 
 def _phone(match: Match) -> Span | None:
-    """A number of 7 to 15 digits, with the `+` or `(` before it."""
-    start = match.start()
-    if not 7 <= len(_digits(match["number"])) <= 15:
+    """A number of 7 to 15 digits, with the `+` or `(` before it. A dot behind more digits than a country code is decimal."""
+    start, number = match.start(), match["number"]
+    if not 7 <= len(_digits(number)) <= 15 or _DECIMAL.fullmatch(number):
         return None
     return start - (match.string[start - 1 : start] in {b"+", b"("}), match.end()
 
@@ -281,8 +272,9 @@ def _named_phone(match: Match) -> Span | None:
 _PHONE_WORD = _words(
     "phone", r"\btel(?:efon|éfon|\b)", "mobile", r"\bmóvil", r"\bcell(?:ular)?\b", r"\bfax", "whatsapp", r"\bsms\b", "hotline",
     "voicemail", r"\b(?:call|text|ring|reach|contact|dial|message)(?:ed|ing)? (?:\w+ ){0,3}(?:at|on|under|via)\b",
-    r"\b(?:call|dial|ring)(?:ed|ing)?[ :]", r"\b(?:answering|available|reachable) (?:at|on)\b",
-    r"\b(?:my|her|his|their|our|your|new) number\b", r"\bnumber for\b",
+    r"\b(?:call|dial|ring|text)(?:ing)?[ :]{1,3}[(+]{0,2}[0-9]", r"\bcall (?:me|us|him|her|them|back)\b",
+    r"\b(?:answering|available|reachable) (?:at|on)\b", r"\b(?:my|her|his|their|our|your|new) number\b", r"\bnumber for\b",
+    r"\bcontact(?: number| no\b| info|:)",
 )  # fmt: skip
 _PHONE_RULES = (
     Rule(
@@ -303,7 +295,9 @@ _PHONE_RULES = (
         re.compile(rb"(?<![0-9A-Za-z$.])(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})(?![0-9%])" + _EXTENSION),
         _named_phone,
         before=_PHONE_WORD,
-        after=re.compile(rb"(?i)[ \t,:(\-]{0,3}(?:phone|tel|mobile|cell|fax|office|home|work)\b"),
+        after=re.compile(
+            rb"(?i)[ \t,:(\-]{0,3}(?:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)\b"
+        ),
     ),
 )
 
@@ -311,7 +305,7 @@ _PHONE_RULES = (
 # Addresses on networks.
 
 _VERSION_WORD = re.compile(
-    rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|python|node|chrome|[=<>~^]=|\bsection|chapter|figure|rfc)"
+    rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|python|node|chrome|[=<>~^]=|\bsections?|chapter|figure|rfc)"
     rb"\W{0,3}(?:\w{1,12} )?$"
 )
 _IP_WORD = re.compile(_words(r"\bip", "addr", "host", "server", "ping", r"\bdns", "subnet", "router", "gateway", "client", "://"))
@@ -389,6 +383,11 @@ def _random(match: Match) -> Span | None:
     return match.span() if mixed and len(set(token)) >= 8 else None
 
 
+def _random_value(match: Match) -> Span | None:
+    """As `_random`, and with a digit, since names in code have both cases."""
+    return _random(match) if GROUP.search(match["token"]) else None
+
+
 def github_checksum(body: str) -> str:
     """The six characters that end a GitHub token: CRC32 of the thirty before them, in base 62."""
     rest, letters = zlib.crc32(body.encode()), ""
@@ -408,7 +407,7 @@ def _jwt(match: Match) -> Span | None:
     head = match["head"]
     try:
         claims = base64.urlsafe_b64decode(head + b"=" * (-len(head) % 4))
-    except (ValueError, binascii.Error):
+    except ValueError:
         return None
     return match.span() if claims.startswith(b"{") and b'"alg"' in claims else None
 
@@ -475,7 +474,7 @@ _KEY_WORD = (
 )
 _ASSIGNMENT_RULES = (
     Rule("secret", re.compile(_PASSWORD_WORD + _SIGN + rb"?" + _QUOTE + _PASSWORD_VALUE), _password),
-    Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>[0-9A-Za-z_+/=.~\-]{16,512})"), _random),
+    Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>[0-9A-Za-z_+/=.~\-]{16,512})"), _random_value),
 )
 
 _TOKEN_HEAD = (

@@ -74,7 +74,7 @@ class Sums(Struct, frozen=True, kw_only=True):
     completion_tokens: int
     cost_usd: float
     cost_unknown: int
-    """Requests without a known price, which are not in `cost_usd`."""
+    """Requests that used tokens but have no known price; they are not in `cost_usd`."""
     saved_usd: float
     duration_ms: Spread
     ttft_ms: Spread
@@ -115,7 +115,7 @@ class _Running:
         self.failed += line.ending in _FAILED_ENDINGS or line.status >= 500
         self.prompt += line.usage.prompt_tokens
         self.completion += line.usage.completion_tokens
-        self.unpriced += line.cost_usd is None
+        self.unpriced += line.cost_usd is None and line.usage.prompt_tokens + line.usage.completion_tokens > 0
         self.cost += line.cost_usd or 0.0
         self.saved += line.saved_usd or 0.0
         self.duration.append(line.duration_ms)
@@ -227,7 +227,8 @@ def tail(
     """Hand the last lines of the log to `out`, each with its newline; with `follow` then every new one, across rotation.
 
     `event` takes lines of that name (`cache` takes `cache.hit` and `cache.miss`), `request_id` those of one request. Following
-    ends when `wait`, called between two looks at the folder, returns False. Returns how many damaged lines were skipped.
+    ends when `wait`, called between two looks at the folder, returns False. Returns how many damaged lines were skipped; a
+    half-written end of a segment is not one of them, it may still grow.
     Raises OSError when the folder cannot be read.
     """
     wanted = _Filter(event=event, request_id=request_id)

@@ -198,10 +198,7 @@ class Supervisor:
         """Missing weights. The cache worker runs without its embedder, so that it can say so."""
         if name == "cache":
             return None
-        model = name.removeprefix("model:")
-        asked = self._config.local_models[model].weights or model
-        folder = self._config.weights_folder(model)
-        return weights.available(asked if folder.parent == self._config.state_dir / "models" else str(folder), folder.parent)
+        return weights.missing(self._config, name.removeprefix("model:"))
 
     async def _start_worker(self, name: str) -> asyncio.subprocess.Process:
         Path(self._sockets[name]).unlink(missing_ok=True)

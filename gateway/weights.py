@@ -24,6 +24,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from gateway.config import Config
 from gateway.errors import GatewayError, did_you_mean
 
 Progress = Callable[[str], None]
@@ -309,3 +310,10 @@ def _explain(error: OSError, root: Path, recipe: Recipe) -> str:
     if error.errno == errno.ENOSPC:
         return f"{root} is full; free {recipe.disk_mb} MB and pull again"
     return f"cannot write weights under {root}: {error.strerror or error}; check the path and its permissions"
+
+
+def missing(config: Config, model: str) -> str | None:
+    """As `available`, for a name of `[local_models]`."""
+    weights = config.local_models[model].weights or model
+    folder = config.weights_folder(model)
+    return available(str(folder) if _is_path(weights) else weights, folder.parent)

@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer.json"
 DESCRIPTION = "embedder.json"
 
 Vectors = npt.NDArray[np.float32]
-"""Shape (n, dimensions), one row a text, each of length 1."""
+"""Shape (n, dimensions), one row a text, each of length 1; a text without any token is all zeros."""
 
 
 class Description(Struct, frozen=True):
@@ -110,6 +110,8 @@ class OnnxEmbedder:
         return vectors, sum(map(len, rows))
 
     def _embed_one(self, ids: list[int]) -> Vectors:
+        if not ids:
+            return np.zeros(self.dimensions, dtype=np.float32)
         feed = {"input_ids": np.array([ids], dtype=np.int64), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
         hidden = self._session.run(["last_hidden_state"], feed)[0][0]
         mean: Vectors = hidden.mean(axis=0)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Any, NamedTuple
+
+import re2
 
 from gateway.cache import Scope
 
@@ -32,32 +33,33 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _MOST_CHARS = 1_000
 """Of a text's beginning and of its end that are read for live words; a question stands in one of them."""
 
-_LIVE = re.compile(
-    r"""\b(?: to(?:day|night|morrow)(?:'s)? | yesterday | now | nowadays | current(?:ly)? | latest | newest | recent(?:ly)?
-      | at \s the \s moment | (?:this|last|next) \s (?:morning|evening|afternoon|night|week|month|year|weekend|hour)
-      | so \s far | up[ -]to[ -]date | breaking | news | weather | forecast | prices? | trending
-      | what \s (?:time|day|date) | who(?:'s|\s is) \s (?:leading|winning|ahead)
-      | (?:is|are) \s [^.?!\n]{1,40} \s (?:down|up|open|closed|available|in \s stock) \b
-      | heute | jetzt | gerade | aktuell\w* | gestern | morgen | wetter | aujourd'hui | maintenant | météo | hoy | ahora )\b""",
-    re.IGNORECASE | re.VERBOSE,
+
+def _any_of(*alternatives: str) -> Any:
+    """One pattern of whole words. RE2, since its time is linear in the text: a client must not choose how long we search."""
+    return re2.compile(r"(?i)\b(?:" + "|".join(alternatives) + r")\b")
+
+
+_LIVE = _any_of(
+    r"to(?:day|night|morrow)|yesterday|now(?:adays)?|current(?:ly)?|latest|newest|recent(?:ly)?|at the moment",
+    r"so far|up[ -]to[ -]date|(?:this|last|next) (?:morning|evening|afternoon|night|week|month|year|weekend|hour)",
+    r"breaking|news|weather|forecast|prices?|trending|what (?:time|day|date)|who(?:'s| is) (?:leading|winning|ahead)",
+    r"(?:is|are) [^.?!\n]{1,40} (?:down|up|open|closed|available|in stock)",
+    r"heute|jetzt|gerade|aktuell\w*|gestern|morgen|wetter|aujourd'hui|maintenant|météo|hoy|ahora",
 )
-_CHANCE = re.compile(
-    r"""\b(?: random(?:ly)? | surprise \s me | shuffle | lottery | uuid | guid | passwords? \s generator
-      | (?:roll|throw) \s (?:a|the|some|two|three|\d+) \b | (?:flip|toss) \s (?:a|the) \s coin | dice
-      | (?:generate|create|make|invent|suggest|pick|choose) \s (?:\w+ \s){0,3} (?:passwords?|number|names?|winner|card)
-      | another | a \s different | something \s (?:new|else) | jokes? | (?:not|never|n't) \s (?:\w+ \s)? (?:heard|seen|read) \b
-      | zufällig\w* | würfle | witz | au \s hasard | al \s azar )\b""",
-    re.IGNORECASE | re.VERBOSE,
+_CHANCE = _any_of(
+    r"random(?:ly)?|surprise me|shuffle|lottery|uuid|guid|dice|jokes?|another|a different|something (?:new|else)",
+    r"(?:roll|throw) (?:a|the|some|two|three|\d+)|(?:flip|toss) (?:a|the) coin",
+    r"(?:generate|create|make|invent|suggest|pick|choose) (?:\w+ ){0,3}(?:passwords?|number|names?|winner|card)",
+    r"(?:not|never|haven't) (?:\w+ )?(?:heard|seen|read)|zufällig\w*|würfle|witz|au hasard|al azar",
 )
-_OWN_RECORDS = re.compile(
-    r"""\b(?: what(?:'s|\s is|\s are|\s was) | where(?:'s|\s is|\s are) | when(?:'s|\s is|\s does|\s will) | how \s (?:much|many)
-      | show | list | check | read | summari[sz]e | find | look \s up | did | has | have )
-      \b [^.?!\n]{0,40}? \b (?:my|our) \s (?:[\w-]+ \s){0,2}
-      (?: balances? | orders? | e-?mails? | inbox | calendar | appointments? | meetings? | schedule | messages? | notifications?
-      | package | parcel | delivery | shipment | bills? | invoices? | transactions? | bookings? | reservations? | flights?
-      | files? | documents? | grades? | location | ip ) \b
-      | \b (?:did|have) \s I \s (?:just|already)? \s? (?:say|said|ask|asked|tell|told|write|written|mention) """,
-    re.IGNORECASE | re.VERBOSE,
+_RECORDS = (
+    "balances?|orders?|e-?mails?|inbox|calendar|appointments?|meetings?|schedule|messages?|notifications?|package|parcel|delivery|"
+    "shipment|bills?|invoices?|transactions?|bookings?|reservations?|flights?|files?|documents?|grades?|location|ip"
+)
+_OWN = _any_of(
+    r"(?:what(?:'s| is| are| was)|where(?:'s| is| are)|when(?:'s| is| does| will)|how (?:much|many)|show|list|check|read"
+    r"|summari[sz]e|find|look up|did|has|have) (?:[^.?!\n]{0,40} )?(?:my|our) (?:[\w-]+ ){0,2}(?:" + _RECORDS + ")",
+    r"(?:did|have) i (?:just |already )?(?:say|said|asked?|tell|told|write|written|mention(?:ed)?)",
 )
 
 
@@ -177,8 +179,8 @@ def _fleeting(text: str) -> str | None:
     """Why the answer would be wrong the next time, judged by words; None when nothing says so."""
     if len(text) > 2 * _MOST_CHARS:
         text = text[:_MOST_CHARS] + "\n" + text[-_MOST_CHARS:]
-    text = text.replace("\u2019", "'")
-    for reason, words in (("live", _LIVE), ("chance", _CHANCE), ("records", _OWN_RECORDS)):
+    text = text.replace("\u2019", "'").encode("utf-8", "replace").decode()
+    for reason, words in (("live", _LIVE), ("chance", _CHANCE), ("records", _OWN)):
         if words.search(text):
             return reason
     return None

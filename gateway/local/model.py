@@ -75,7 +75,7 @@ def load(folder: Path, *, quantization: Quantization, device: str, threads: int,
         ).eval()
     except ImportError as error:
         raise WeightsError(f'{error.name or "a library"} is missing; run: pip install "gateway[local]"') from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise WeightsError(
             f"weights in {folder} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
             "fetch them again with: gateway models pull --force NAME"

@@ -307,7 +307,7 @@ def _decimal(data: dict[str, Any], name: str, *, most: float) -> float:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, "a decimal", value)
-    if value < 0:
+    if not value >= 0:  # so that NaN is below, too
         raise _out_of_range(name, "decimal_below_min_value", "at least 0")
     if value > most:
         raise _out_of_range(name, "decimal_above_max_value", f"at most {most}")

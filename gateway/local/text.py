@@ -23,8 +23,10 @@ class Detokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._window: list[int] = []
+        self._text = ""
+        """The window's text."""
         self._shown = 0
-        """Characters of the window's text that are already out."""
+        """Characters of it that are already out."""
         self._pending = 0
         """Tokens since the last one that ended a character."""
 
@@ -33,6 +35,12 @@ class Detokenizer:
         self._window.append(token)
         self._pending += 1
         text = self._decode(self._window)
+        if text == self._text and not self._decode([token]):
+            # A mark without text, perhaps in the middle of a character: as if it had not come.
+            self._window.pop()
+            self._pending -= 1
+            return ""
+        self._text = text
         new = text[self._shown :]
         if not new:
             if len(self._window) > _MOST_KEPT:
@@ -50,12 +58,13 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What is still held, without the unfinished character at its end."""
-        return self._decode(self._window)[self._shown :].rstrip(UNFINISHED)
+        return self._text[self._shown :].rstrip(UNFINISHED)
 
     def _rebase(self, keep: int, *, held: int) -> None:
         """Forget all but the last `keep` tokens, of whose text `held` characters are not out yet."""
         self._window = self._window[-keep:]
-        self._shown = max(0, len(self._decode(self._window)) - held)
+        self._text = self._decode(self._window)
+        self._shown = max(0, len(self._text) - held)
 
 
 class StopFilter:

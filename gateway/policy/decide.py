@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from gateway.errors import Forbidden, InvalidRequest, did_you_mean
 from gateway.facts import Facts
@@ -19,7 +20,7 @@ PRIOR_TTFT_MS = 100.0
 """Time to first token that an option is believed to have until one was measured: low, so that a new one is tried soon."""
 
 _HEALTHY = Health()
-_CACHE_RANK = {"off": 0, "exact": 1, "semantic": 2}
+_CACHE_RANK: Mapping[str, int] = MappingProxyType({"off": 0, "exact": 1, "semantic": 2})
 _MOST_CACHED_RANK = RANK["internal"]
 
 
@@ -111,22 +112,35 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
 
 def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> list[Row]:
     """What every limit leaves. Each limit can only take away, so neither their order nor their file matters."""
+    left = 0
+    for row in rows:
+        left |= row.bit
     for limit in limits:
-        if limit.removes:
-            removed += [limit.removes[row.name] for row in rows if row.name in limit.removes]
-            rows = [row for row in rows if row.name not in limit.removes]
-        if limit.max_cost is not None:
-            dear = {row.name: reason for row in rows if (reason := _too_dear(row.option, limit.max_cost, facts))}
-            removed += [Removed(option=name, by="cost", reason=f"{limit.cause}: {reason}") for name, reason in dear.items()]
-            rows = [row for row in rows if row.name not in dear]
-    return rows
+        if taken := left & limit.taken_bits:
+            left ^= taken
+            removed += [limit.removes[row.name] for row in rows if row.bit & taken]
+    rows = [row for row in rows if row.bit & left]
+    caps = [limit for limit in limits if limit.max_cost is not None]
+    return _affordable(rows, min(caps, key=_cap), facts, removed) if caps else rows
 
 
-def _too_dear(option: Option, cap_usd: float, facts: Facts) -> str | None:
-    cost_usd = worst_cost_usd(option, facts)
-    if cost_usd is None:
-        return "its price is not known"
-    return f"up to ${cost_usd:.6g}, the cap is ${cap_usd:.6g}" if cost_usd > cap_usd else None
+def _cap(limit: Limit) -> float:
+    return math.inf if limit.max_cost is None else limit.max_cost
+
+
+def _affordable(rows: list[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
+    """What stays under the lowest of the caps."""
+    cap_usd = _cap(limit)
+    cause, cap = limit.cause, f"the cap is ${cap_usd:.6g}"
+    found = []
+    for row in rows:
+        cost_usd = worst_cost_usd(row.option, facts)
+        if cost_usd is not None and cost_usd <= cap_usd:
+            found.append(row)
+        else:
+            reason = "its price is not known" if cost_usd is None else f"up to ${cost_usd:.6g}, {cap}"
+            removed.append(Removed(option=row.name, by="cost", reason=f"{cause}: {reason}"))
+    return found
 
 
 def _route(policy: Policy, facts: Facts) -> Route | None:

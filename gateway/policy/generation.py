@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +21,7 @@ from gateway.policy.document import KIND_NAMES, Document, LimitBlock, RouteBlock
 
 HASH_DIGITS = 12
 
-RANK: Mapping[str, int] = {class_: rank for rank, class_ in enumerate(CLASSES)}
+RANK: Mapping[str, int] = MappingProxyType({class_: rank for rank, class_ in enumerate(CLASSES)})
 """How sensitive a class is, 0 for the least."""
 
 
@@ -88,6 +89,8 @@ class Row(Struct, frozen=True):
 
     option: Option
     name: str
+    bit: int
+    """One bit of its own among all options of the catalogue: sets of options are whole numbers."""
     capabilities: frozenset[str]
     rank: int
     """Of the highest class it takes."""
@@ -104,6 +107,8 @@ class Limit(Struct, frozen=True, kw_only=True):
     """None: it applies to every request."""
     removes: dict[str, Removed]
     """By `upstream/model`: the options that `only` and `never` take away."""
+    taken_bits: int
+    """The same as a set of `Row.bit`."""
     max_cost: float | None
     cache: CacheMode | None
     hides_text: bool
@@ -161,7 +166,8 @@ class Generation:
         self.log_text_up_to: Class | None = _log_text_up_to(documents)
         self.limits = tuple(_limits(documents, catalogue))
         self.policies = {document.shape.policy: _policy(document, catalogue) for document in documents}
-        self._rows = {name: tuple(_row(option) for option in options) for name, options in catalogue.models.items()}
+        bits = _bits(catalogue)
+        self._rows = {name: tuple(_row(option, bits) for option in options) for name, options in catalogue.models.items()}
         self.notes = tuple(_notes(documents, catalogue, self.limits))
         """What is worth a look, though it may be meant; shown by `gateway check`."""
 
@@ -311,15 +317,18 @@ def _log_text_up_to(documents: Iterable[Document]) -> Class | None:
 
 
 def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Limit]:
+    bits = _bits(catalogue)
     for document in documents:
         for index, block in enumerate(document.shape.limit):
             place = document.line("limit", index)
+            removes = _removes(block, place, catalogue.options())
             yield Limit(
                 name=block.name,
                 policy=document.shape.policy,
                 place=place,
                 holds=compile_when(block.when, {}, upper=True),
-                removes=_removes(block, place, catalogue.options()),
+                removes=removes,
+                taken_bits=sum(bits[name] for name in removes),
                 max_cost=block.max_cost,
                 cache=block.cache,
                 hides_text=block.log is not None,
@@ -374,8 +383,12 @@ def _order_after(block: RouteBlock) -> Literal["cost", "latency", "listed", "not
             return "cost"
 
 
-def _row(option: Option) -> Row:
-    return Row(option, option.name, frozenset(option.capabilities), RANK[option.takes_up_to])
+def _bits(catalogue: Catalogue) -> dict[str, int]:
+    return {option.name: 1 << index for index, option in enumerate(catalogue.options())}
+
+
+def _row(option: Option, bits: Mapping[str, int]) -> Row:
+    return Row(option, option.name, bits[option.name], frozenset(option.capabilities), RANK[option.takes_up_to])
 
 
 def _closed_classes(documents: list[Document], catalogue: Catalogue) -> Iterator[Problem]:

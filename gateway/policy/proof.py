@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -18,8 +19,7 @@ from gateway.privacy import classify, highest, scan
 MAX_TEXT_CHARS = 1_000_000
 """A `text` above this is not scanned and makes its test `restricted`."""
 
-_ENDPOINT_NEED = {"chat/completions": "chat"}
-_FLAG_NEEDS = {"tools": "tools", "images": "images", "json_mode": "json"}
+_FLAG_NEEDS: Mapping[str, str] = MappingProxyType({"tools": "tools", "images": "images", "json_mode": "json"})
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ def facts_of(generation: Generation, given: Mapping[str, Any]) -> Facts:
     endpoint = plain.setdefault("endpoint", "chat/completions")
     plain.setdefault("model", models[0] if models else "")
     flags = [need for flag, need in _FLAG_NEEDS.items() if plain.get(flag)]
-    plain.setdefault("needs", [_ENDPOINT_NEED.get(endpoint, endpoint), *flags])
+    plain.setdefault("needs", ["chat" if endpoint == "chat/completions" else endpoint, *flags])
     for bound in ("prompt_tokens_low", "prompt_tokens_high"):
         plain.setdefault(bound, plain.get("prompt_tokens", 0))
     scanned = scan({"content": given.get("text", "")}, max_chars=MAX_TEXT_CHARS)

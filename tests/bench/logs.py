@@ -1,4 +1,4 @@
-"""Measure the per-token log: its cost beside structlog's usual chain in the same run, and what kill -9 loses. Prints, asserts nothing.
+"""Measure the per-token log: its cost beside structlog's usual chain in the same run, and what kill -9 loses. Prints figures.
 
     .venv/bin/python -m tests.bench.logs            # everything, about 30 s
     .venv/bin/python -m tests.bench.logs --kills 50
@@ -9,6 +9,7 @@ The chain measured as the floor is structlog's documented production set-up (lev
 from __future__ import annotations
 
 import argparse
+import calendar
 import json
 import mmap
 import os
@@ -33,9 +34,7 @@ PACE = struct.Struct("<QQ")
 """What the victim says about itself in shared memory: lines handed over, and the wall clock of the last one in ns."""
 
 
-def writer(folder: Path, *, counted: bool) -> LogWriter:
-    count = Counter(None).count
-    del counted
+def writer(folder: Path) -> LogWriter:
     return LogWriter(
         folder,
         segment="bench",
@@ -44,16 +43,17 @@ def writer(folder: Path, *, counted: bool) -> LogWriter:
         keep_files=0,
         on_full="refuse",
         queue_limit=1_000_000,
-        count_tokens=count,
+        count_tokens=Counter(None).count,
     )
 
 
 def per_token(folder: Path, n: int, n_tokens: int) -> tuple[float, float]:
     """Microseconds a token on the calling thread, and in the whole process once all is written."""
-    log = writer(folder, counted=bool(n_tokens))
+    log = writer(folder)
     whole, own = time.process_time_ns(), time.thread_time_ns()
     for index in range(n):
-        log.token(TokenEvent(time.time_ns(), "req-0123456789", index, 12.345, n_tokens, " token", 6, "openai/gpt-4o", "external", 0))
+        event = TokenEvent(time.time_ns(), "req-0123456789", index, 12.345, n_tokens, " token", 6, "a/b", "external", 0)
+        log.token(event)
     own = time.thread_time_ns() - own
     lost = log.close()
     assert not lost
@@ -116,7 +116,7 @@ def flushes(n: int) -> None:
     print("\nus of CPU per request of 16 tokens, one request a millisecond")
     for flush in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            log = writer(Path(folder), counted=True)
+            log = writer(Path(folder))
             whole = time.process_time_ns()
             for request in range(n):
                 for index in range(16):
@@ -131,7 +131,7 @@ def flushes(n: int) -> None:
 def victim(folder: str, shared: str, per_second: int) -> None:
     """Hand over tokens at a pace, counting them in shared memory, until killed."""
     with Path(shared).open("r+b") as file, mmap.mmap(file.fileno(), PACE.size) as said:
-        log = writer(Path(folder), counted=True)
+        log = writer(Path(folder))
         print("ready", flush=True)
         begin, index = time.monotonic(), 0
         while True:
@@ -166,8 +166,6 @@ def kill_once(per_second: int) -> tuple[float, int]:
 
 def time_ns(text: str) -> int:
     seconds = time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")
-    import calendar
-
     return calendar.timegm(seconds) * 1_000_000_000 + int(text[20:26]) * 1000
 
 
@@ -191,7 +189,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.victim:
         victim(arguments.victim[0], arguments.victim[1], int(arguments.victim[2]))
-    print(f"Python {sys.version.split()[0]}, structlog {structlog.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    versions = f"Python {sys.version.split()[0]}, structlog {structlog.__version__}"
+    print(f"{versions}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     costs(arguments.rounds, 40_000)
     flushes(500)
     losses(arguments.kills)

@@ -42,8 +42,8 @@ def make_weights(tmp_path_factory, byte_tokenizer) -> Callable[..., Path]:
     made: dict[int, Path] = {}
 
     def make(kv_heads: int = 2) -> Path:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        import torch  # noqa: PLC0415 - tests without torch use this file, too
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415 - as above
 
         if kv_heads not in made:
             folder = tmp_path_factory.mktemp(f"tiny{kv_heads}")

@@ -11,6 +11,7 @@ from gateway.local import engine as engine_module  # noqa: E402 - after torch is
 from gateway.local.engine import Engine, Row  # noqa: E402 - as above
 from gateway.local.frames import Delta, Failed, Finished, Generate, Started  # noqa: E402 - as above
 from gateway.local.model import Reader, load  # noqa: E402 - as above
+from gateway.weights import WeightsError  # noqa: E402 - as above
 
 pytestmark = pytest.mark.torch
 
@@ -77,15 +78,17 @@ def test_a_row_sees_the_logits_it_would_see_alone(request, model, jobs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "Row", Spy)
         patch.setattr(Spy, "seen", {}, raising=False)
-        engine = Engine(loaded, max_rows=4, chunk=16)
+        engine, frames = Engine(loaded, max_rows=4, chunk=16), []
         for step in range(100):
             for number, (start, length, answer, cancelled) in enumerate(jobs):
                 if step == start:
                     engine.add(ask(number, max_tokens=answer), [(7 * number + 3 * at) % 250 + 3 for at in range(length)])
                 if cancelled and step == start + 4:
                     engine.cancel(number)
-            engine.step()
+            frames += engine.step()
         assert engine.idle
+        lengths = {frame.id: frame.completion_tokens for frame in frames if isinstance(frame, Finished)}
+        assert all(lengths.get(number) == job[2] for number, job in enumerate(jobs) if not job[3])
         assert max([0.0, *(divergence(loaded.module, *seen) for seen in Spy.seen.values())]) < 1e-8
 
 
@@ -138,6 +141,29 @@ def test_a_row_that_breaks_fails_alone(tiny, monkeypatch):
     frames = run(engine)
     assert [(frame.id, frame.kind) for frame in frames if isinstance(frame, Failed)] == [(1, "internal")]
     assert text_of(frames, 2) == wanted
+
+
+def test_a_broken_rows_numbers_do_not_spread(tiny, monkeypatch):
+    """States that are no numbers leave with their row: whoever gets its slot is not touched by them."""
+
+    def answer(poisoned):
+        engine = Engine(tiny, max_rows=3)
+        advance = Row.advance
+
+        def break_first(row, logits):
+            if row.id == 1 and poisoned:
+                for layer in engine._cache.layers:
+                    layer.values[engine._rows.index(row)] = float("nan")
+                raise ArithmeticError
+            return advance(row, logits)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Row, "advance", break_first)
+            for number, length in ((1, 30), (3, 40), (2, 2)):
+                engine.add(ask(number), [5 + number] * length)
+            return run(engine)
+
+    assert text_of(answer(poisoned=True), 2) == text_of(answer(poisoned=False), 2) != ""
 
 
 def test_a_step_that_breaks_fails_its_calls_and_no_more(tiny, monkeypatch):
@@ -220,6 +246,29 @@ def test_a_seed_repeats_an_answer_whatever_runs_beside_it(tiny):
         return text_of(run(engine))
 
     assert answer(1, 0) == answer(1, 3) != answer(2, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{}", "cannot be loaded.*gateway models pull"),
+        ('{"model_type": "llama"}', "cannot be loaded.*gateway models pull"),
+        ('{"model_type": "lfm2", "layer_types": ["conv"], "num_hidden_layers": 1}', "conv layers are not supported"),
+    ],
+)
+def test_weights_that_cannot_be_used_name_the_mend(tmp_path, config, words):
+    """Half a model folder, or a kind of layer the cache cannot hold, is a sentence and not a traceback."""
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(WeightsError, match=words):
+        load(tmp_path, quantization="none", device="cpu", threads=1, context=0)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    """`cuda` without a GPU says what to set instead; `auto` would have taken the CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(WeightsError, match='set device = "cpu" or "auto"'):
+        load(tmp_path, quantization="none", device="cuda", threads=1, context=0)
 
 
 @pytest.fixture(scope="module")

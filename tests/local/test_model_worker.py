@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 from contextlib import aclosing
 from pathlib import Path
@@ -48,10 +47,10 @@ async def collect(client, frame):
 
 
 async def until(condition):
-    """Wait for another process, at most five seconds."""
+    """Ask another process again and again, for at most five seconds."""
     async with asyncio.timeout(5):
         while not await condition():
-            await asyncio.sleep(0.01)
+            pass
 
 
 async def test_a_broken_frame_ends_its_connection_only(workers, connect):
@@ -70,9 +69,9 @@ async def test_hello_comes_first_and_says_what_is_loaded(workers, connect):
     assert (hello.model, hello.quantization, hello.device, hello.context, hello.max_rows) == ("tiny", "none", "cpu", 512, 4)
 
 
-async def test_the_socket_is_for_this_user_alone(workers):
+def test_the_socket_is_for_this_user_alone(workers):
     """Nobody else on the machine may ask the model."""
-    assert os.stat(workers[0].socket).st_mode & 0o077 == 0
+    assert Path(workers[0].socket).stat().st_mode & 0o077 == 0
 
 
 async def test_calls_of_two_connections_with_one_id_do_not_meet(workers, connect):
@@ -125,15 +124,6 @@ def test_a_worker_without_weights_says_which_command_mends_it(launch, tmp_path):
     process, status = launch(tmp_path / "nowhere", tmp_path / "s.sock")
     assert status["state"] == "failed"
     assert "gateway models pull tiny" in status["message"]
-    assert process.wait(5) == EXIT_UNUSABLE
-
-
-def test_a_worker_that_cannot_load_its_weights_says_why(launch, tmp_path):
-    """A folder with half a model is a failure an operator can act on, not a traceback."""
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    process, status = launch(tmp_path, tmp_path / "s.sock", "--quantization", "none")
-    assert status["state"] == "failed"
-    assert "gateway models pull" in status["message"]
     assert process.wait(5) == EXIT_UNUSABLE
 
 
@@ -193,11 +183,11 @@ async def test_sigterm_ends_the_worker_at_once_and_cleanly(workers, connect):
     client.send(chat(1, **LONG))
     process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(process.wait, 3) == 0
-    assert not os.path.exists(socket)
+    assert not await asyncio.to_thread(Path(socket).exists)
 
 
 async def test_a_killed_worker_is_a_cut_answer(workers, connect):
-    """kill -9 in the middle of an answer is UpstreamFailed `cut`; the next request is `connect`, with the reason."""
+    """SIGKILL in the middle of an answer is UpstreamFailed `cut`; the next request is `connect`, with the reason."""
     process, socket = workers[1]
     client, _ = await connect(socket)
     upstream = LocalUpstream("local", {"tiny": client})

@@ -32,8 +32,8 @@ def test_frequencies_follow_the_distribution():
     logits = [0.0, 1.0, 2.0] + [-30.0] * 1000
     wanted = torch.softmax(torch.tensor(logits), 0)[:3]
     for top_p in (1.0, 0.999999):
-        found = torch.bincount(torch.tensor(draw(logits, 3000, top_p=top_p)), minlength=3)[:3] / 3000
-        assert torch.allclose(found, wanted, atol=0.04)
+        found = torch.bincount(torch.tensor(draw(logits, 1500, top_p=top_p)), minlength=3)[:3] / 1500
+        assert torch.allclose(found, wanted, atol=0.05)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
@@ -45,8 +45,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
 
 def test_top_p_reaches_beyond_the_part_that_is_sorted_first():
     """A flat distribution over 600 tokens keeps about 540 of them at top_p .9."""
-    found = set(draw([0.0] * 600, 5000, top_p=0.9))
-    assert 500 < len(found) <= 541
+    found = set(draw([0.0] * 600, 3000, top_p=0.9))
+    assert 480 < len(found) <= 541
 
 
 def test_the_same_seed_draws_the_same_tokens():

@@ -61,6 +61,14 @@ def test_trying_again_is_advised_only_when_waiting_can_help(state, should_retry)
     assert f"us-api: {'off' if state.off else 'down'}, {state.reason}" in refusal.message
 
 
+@pytest.mark.parametrize("state", [OFF, DOWN, Health(off=True)])
+def test_what_is_down_or_off_is_not_tried(state):
+    """An option that cannot be used drops out last, with its state as the reason."""
+    decision = decide(generation(""), "p0", facts(), {"home/m": state})
+    assert names(decision) == ["eu-api", "us-api"]
+    assert [(one.option, one.by) for one in decision.removed] == [("home/m", "down")]
+
+
 def test_limits_of_every_file_apply_whichever_policy_routes():
     """A limit cannot be escaped by choosing the routes of another file."""
     strict = '[[limit]]\nname = "home only"\nonly = { zone = "local" }\n'
@@ -91,6 +99,7 @@ def test_the_expected_cost_is_that_of_a_usual_answer_and_the_worst_that_of_the_l
     assert expected_cost_usd(EU, facts(prompt_tokens=1000)) == pytest.approx((1000 + 2 * 512) / 1e6)
     assert expected_cost_usd(EU, facts(prompt_tokens=1000, max_output=10)) == pytest.approx((1000 + 20) / 1e6)
     assert worst_cost_usd(EU, facts(prompt_tokens=1000)) == pytest.approx((1000 + 2 * 1000) / 1e6)
+    assert worst_cost_usd(EU, facts(prompt_tokens=1000, prompt_tokens_high=1500)) == pytest.approx((1500 + 2 * 1000) / 1e6)
     unbounded = option("x", max_output=None)
     assert worst_cost_usd(unbounded, facts(prompt_tokens=1000)) == pytest.approx((1000 + 2 * 4096) / 1e6)
 

@@ -49,7 +49,13 @@ def generation(*texts, options=()):
 
 def facts(**changes):
     size = changes.get("prompt_tokens", 100)
-    plain = {"endpoint": "chat/completions", "model": "auto", "needs": ("chat",), "prompt_tokens": size, "prompt_tokens_high": size}
+    plain = {
+        "endpoint": "chat/completions",
+        "model": "auto",
+        "needs": ("chat",),
+        "prompt_tokens": size,
+        "prompt_tokens_high": size,
+    }
     return Facts(**{**plain, **changes})
 
 

@@ -72,6 +72,11 @@ async def pieces(answer):
     return [piece async for piece in answer]
 
 
+async def keep(answer, found):
+    async for piece in answer:
+        found.append(piece)
+
+
 def events(found):
     assert all(piece.data.startswith(b"data: ") and piece.data.endswith(b"\n\n") for piece in found)
     assert found[-1].data == b"data: [DONE]\n\n"
@@ -99,10 +104,9 @@ async def test_a_failure_before_the_first_token_is_raised_by_send(worker, failed
 async def test_a_failure_midway_is_never_a_clean_end(worker, ending, kind):
     """After the first token the failure is raised while reading, and no finish_reason was sent."""
     async with worker(*ANSWER[:2], ending) as (upstream, _):
-        found = []
+        answer, found = await upstream.send(call()), []
         with pytest.raises(UpstreamFailed) as caught:
-            async for piece in await upstream.send(call()):
-                found.append(piece)
+            await keep(answer, found)
         assert caught.value.kind == kind
         assert b"stop" not in b"".join(piece.data for piece in found)
 
@@ -205,7 +209,8 @@ async def test_a_completions_stream_has_openais_shape(worker):
     """Plain completions have text in their choices and no role."""
     async with worker(*ANSWER) as (upstream, _):
         found = events(await pieces(await upstream.send(call(endpoint=COMPLETIONS))))
-    assert all(Completion.model_validate(event, strict=False).object == "text_completion" for event in found)
+    assert Completion.model_validate(found[-1], strict=True).choices[0].finish_reason == "stop"
+    assert {(event["object"], event["choices"][0]["logprobs"]) for event in found} == {("text_completion", None)}
     assert "".join(event["choices"][0]["text"] for event in found) == 'Grüß "Gott"\n'
 
 

@@ -1,0 +1,212 @@
+"""Real gateways as separate processes, for tests: written config in, base URL and key out. Nothing in them is patched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = Path(os.environ.get("GATEWAY_TEST_MODELS", ROOT / ".gateway" / "models"))
+"""Where `make test` has put the demo weights."""
+
+DEADLINE_S = 90.0
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(ready: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """The first truthy value of `ready`, asked again and again; another process gives no other sign."""
+    ends = time.monotonic() + deadline_s
+    while time.monotonic() < ends:
+        if value := ready():
+            return value
+        threading.Event().wait(0.02)
+    raise AssertionError(f"not within {deadline_s:g} s: {what}")
+
+
+class Gateway:
+    """One `gateway serve` process with a folder of its own."""
+
+    def __init__(self, folder: Path, config: str, *, policies: dict[str, str] | None = None, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.port = free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = folder / "config.toml"
+        self.config.write_text(f'[server]\nport = {self.port}\nstate_dir = "state"\ndrain_s = 10.0\n' + config)
+        self.policies = folder / "policies"
+        self.policies.mkdir(exist_ok=True)
+        for name, text in (policies or shipped_policies()).items():
+            (self.policies / name).write_text(text)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        self.said = ""
+        self.key = ""
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Gateway:
+        """Start it and wait for its first greeting."""
+        command = [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)]
+        self.process = subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        until(lambda: " listens on " in self.said or self.process.poll() is not None, "the greeting")
+        if self.process.poll() is not None:
+            self._reader.join(10)
+            raise AssertionError(self.said)
+        if found := re.search(r"OPENAI_API_KEY=(gw-\S+)", self.said):
+            self.key = found.group(1)
+        return self
+
+    def _read(self) -> None:
+        with self.process.stderr as lines:
+            for line in lines:
+                self.said += line
+
+    def ready(self) -> dict[str, Any]:
+        """The body of /ready now."""
+        return httpx.get(f"{self.url}/ready").json()
+
+    def until_up(self, route: str) -> Gateway:
+        """Wait until this route can serve."""
+        until(lambda: self.ready()["routes"].get(route) == "up", f"{route} up: {self.said}")
+        return self
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """The real SDK, pointed here."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **{"max_retries": 0, "timeout": 60, **options})
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """A request without any SDK; the key is sent unless headers say otherwise."""
+        headers = {"authorization": f"Bearer {self.key}", **options.pop("headers", {})}
+        return httpx.post(f"{self.url}/v1/{path}", headers=headers, timeout=60, **options)
+
+    def cli(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """A command of this gateway's command line."""
+        command = [sys.executable, "-m", "gateway", *arguments, "--config", str(self.config)]
+        return subprocess.run(command, env=self.env, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+
+    def lines(self, request_id: str = "") -> Iterator[dict[str, Any]]:
+        """Log lines, of one request when it is named."""
+        for path in sorted((self.folder / "state" / "logs").glob("*.jsonl")):
+            for raw in path.read_bytes().splitlines(keepends=True):
+                if raw.endswith(b"\n"):
+                    line = json.loads(raw)
+                    if not request_id or line.get("request_id") == request_id:
+                        yield line
+
+    def record(self, request_id: str) -> dict[str, Any]:
+        """The one `request.closed` line of a request; waits for it, and fails when there are two."""
+        found = until(lambda: [line for line in self.lines(request_id) if line["event"] == "request.closed"], "the record", 10)
+        assert len(found) == 1
+        return found[0]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every record so far."""
+        return [line for line in self.lines() if line["event"] == "request.closed"]
+
+    def pid_of(self, module: str) -> int | None:
+        """Process id of the worker that runs this module."""
+        for folder in Path("/proc").iterdir():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            except (OSError, IndexError):
+                continue
+            if module.encode() in words and int(parent) == self.process.pid:
+                return int(folder.name)
+        return None
+
+    def kill(self, module: str, number: int = signal.SIGKILL) -> int:
+        """Send a signal to the worker that runs this module; its process id."""
+        pid = until(lambda: self.pid_of(module), f"a process of {module}")
+        os.kill(pid, number)
+        return pid
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        status = self.process.wait(60)
+        self._reader.join(10)
+        return status
+
+    def __enter__(self) -> Gateway:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is None:
+            return
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def shipped_policies() -> dict[str, str]:
+    """The policy files of this project."""
+    return {path.name: path.read_text() for path in (ROOT / "policies").glob("*.toml")}
+
+
+ECHO_POLICY = 'policy = "cost"\n[log]\ntext_up_to = "internal"\n[[route]]\nname = "all"\norder_by = "listed"\n'
+"""One route and no limits, for gateways that only echo."""
+
+ECHO = """
+[upstreams.echo]
+kind = "echo"
+zone = "local"
+takes_up_to = "restricted"
+[models.echo]
+candidates = [{ upstream = "echo", capabilities = ["chat", "completions", "embeddings", "tools"] }]
+[cache]
+semantic = false
+"""
+
+
+def demo_config(external: str) -> str:
+    """The demo's two upstreams: the quantized model here, and an external API at `external`."""
+    return f"""
+[upstreams.local]
+kind = "local"
+[upstreams.openai]
+kind = "openai"
+base_url = "{external}"
+key_env = "TEST_UPSTREAM_KEY"
+zone = "us"
+retention = "30d"
+takes_up_to = "internal"
+connect_timeout_s = 2.0
+[local_models.smollm2-135m]
+kind = "chat"
+weights = "{MODELS}/smollm2-135m"
+threads = 1
+[local_models.all-minilm-l6-v2]
+kind = "embedding"
+weights = "{MODELS}/all-minilm-l6-v2"
+[models.auto]
+substitutable = true
+[models.smollm2-135m]
+candidates = [{{ upstream = "local", capabilities = ["chat", "completions"], context = 2048, input_usd_per_mtok = 0, output_usd_per_mtok = 0 }}]
+[models.all-minilm-l6-v2]
+candidates = [{{ upstream = "local", capabilities = ["embeddings"], input_usd_per_mtok = 0, output_usd_per_mtok = 0 }}]
+[models.gpt-4o-mini]
+candidates = [{{ upstream = "openai", model = "echo", input_usd_per_mtok = 0.15, output_usd_per_mtok = 0.6, context = 128000, capabilities = ["chat", "tools", "json", "n"] }}]
+"""
