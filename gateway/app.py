@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-import structlog
 import uvicorn
 from litestar import Litestar, Response, asgi
 from litestar.exceptions import HTTPException
@@ -32,7 +32,7 @@ from gateway.cache.semantic import Semantic
 from gateway.cache.tiers import Cache
 from gateway.config import Config, EchoUpstream, LocalUpstream, OpenAIUpstream, off_reason, redis_url, upstream_key
 from gateway.dispatch import Dispatch
-from gateway.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge
+from gateway.errors import ApiError, ConfigError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, WorkerGone
 from gateway.health import HealthView
 from gateway.http import ops
 from gateway.http.inference import Edge, request_id
@@ -42,14 +42,13 @@ from gateway.logs import LogWriter
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
+from gateway.process import EXIT_UNUSABLE
 from gateway.tokens import Counter
 from gateway.upstreams import Upstream
 from gateway.upstreams.echo import Echo
 from gateway.upstreams.local import LocalUpstream as Local
 from gateway.upstreams.openai import OpenAI
 from gateway.wire import ENDPOINTS
-
-log = structlog.get_logger()
 
 
 class Front:
@@ -61,7 +60,7 @@ class Front:
         self.problems: dict[str, str] = {}
         """Why a worker process is not ready, by worker name."""
         self.writer = _log_writer(self.config, start.segment)
-        logs.configure(self.writer, self.config.logs.level)
+        self.emit = logs.configure(self.writer, self.config.logs.level)
         self.clients = self._model_clients(start.sockets)
         self.semantic = Semantic(start.sockets["cache"], deadline_s=self.config.cache.lookup_timeout_s)
         self.cache = self._cache()
@@ -131,7 +130,7 @@ class Front:
 
     def _ledger(self, id_: str, endpoint: str) -> Ledger:
         self.metrics.opened()
-        return Ledger(id_, endpoint, on_token=self.writer.token, on_event=log.info, on_record=self._closed)
+        return Ledger(id_, endpoint, on_token=self.writer.token, on_event=self.emit, on_record=self._closed)
 
     def _closed(self, record: Record) -> None:
         self.metrics.observe(record)
@@ -167,14 +166,14 @@ class Front:
         match frame:
             case control.Activate():
                 self.generation = Generation.from_source(frame.source)
-                log.info("policy.activated", policy=self.generation.label(self.config.policies.default), number=frame.number)
+                self.emit("policy.activated", policy=self.generation.label(self.config.policies.default), number=frame.number)
             case control.WorkerNews():
                 self.problems[frame.worker] = frame.problem
                 if frame.worker.startswith("model:"):
                     for local in self.local.values():
                         local.set_problem(frame.worker.removeprefix("model:"), frame.problem)
             case control.Event():
-                log.log(_LEVELS[frame.level], frame.name, **frame.fields)
+                self.emit(frame.name, **frame.fields)
             case control.Start():
                 raise AssertionError("Start comes once, first")
 
@@ -198,9 +197,6 @@ class Front:
 def _admin(sha256: str) -> StoredKey:
     """The command line of this machine: whoever can read the state folder is its operator."""
     return StoredKey(id="local", label="local operator", sha256=sha256, scopes=("admin", "audit"))
-
-
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def _log_writer(config: Config, segment: str) -> LogWriter:
@@ -241,11 +237,16 @@ def create_app(front: Front) -> Litestar:
                 await task
             await front.aclose()
 
+    def crashed(_request: Any, error: Exception) -> Response[bytes]:
+        id_ = request_id()
+        front.emit("request.crashed", request_id=id_, fault=type(error).__name__, place=logs.place_of(error))
+        return _envelope(InternalError(f"The gateway failed on this request; its log has the place under {id_}."))
+
     return Litestar(
         route_handlers=handlers,
         lifespan=[lifespan],
         openapi_config=None,
-        exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _crashed},
+        exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: crashed},
         logging_config=None,
         request_max_body_size=1024 * 1024,
     )
@@ -285,11 +286,6 @@ def _http_error(request: Any, error: HTTPException) -> Response[bytes]:
         case _:
             made = InternalError("The gateway failed on this request.")
     return _envelope(made)
-
-
-def _crashed(_request: Any, error: Exception) -> Response[bytes]:
-    log.error("request.crashed", request_id="", fault=type(error).__name__, place="ops")
-    return _envelope(InternalError("The gateway failed on this request; its log names the place."))
 
 
 class _Server(uvicorn.Server):
@@ -335,8 +331,9 @@ async def serve(listen_fd: int, control_fd: int) -> None:
         server.should_exit = True
 
     async def listen_to_supervisor() -> None:
-        while (frame := await frames.read(reader, decoder)) is not None:
-            front.hear(frame)
+        with suppress(WorkerGone):
+            while (frame := await frames.read(reader, decoder)) is not None:
+                front.hear(frame)
         stop()
 
     loop = asyncio.get_running_loop()
@@ -354,8 +351,12 @@ def main() -> None:
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     options = parser.parse_args()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(options.listen_fd, options.control_fd))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(options.listen_fd, options.control_fd))
+    except ConfigError as error:
+        sys.stderr.write("".join(f"gateway: {problem}\n" for problem in error.problems))
+        sys.exit(EXIT_UNUSABLE)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -42,7 +42,6 @@ class Event(Struct, frozen=True, tag="event"):
 
     name: str
     fields: dict[str, str | int | float | list[str]]
-    level: str = "info"
     id: int = 0
 
 

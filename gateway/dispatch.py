@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from msgspec import Struct
@@ -33,6 +37,12 @@ from gateway.upstreams import Answer, Call, Piece, Upstream
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """A whole (not streamed) answer above this is refused."""
+MAX_ERROR_BYTES = 1024 * 1024
+"""An error's body above this is refused."""
+LOOP_BYTES = 256 * 1024
+"""A whole answer above this is read on a thread, so that the loop stays free."""
+LONGEST_RETRY_AFTER_S = 86_400.0
+"""An upstream that asks for more is taken to have asked for this."""
 
 
 class Row(Struct, frozen=True):
@@ -53,8 +63,8 @@ FALLBACK: dict[str, Row] = {
     "cut": Row(True, True, True, "the answer broke off before its first event"),
     "internal": Row(True, True, True, "the model worker failed on this request"),
     "timeout": Row(False, True, True, "no first event in time"),
-    "in_band": Row(False, True, True, "the first event of the stream was an error"),
-    "protocol": Row(False, True, True, "an answer that is not one: a redirect, an empty or endless body"),
+    "in_band": Row(False, True, True, "a 200 whose first event, or whole body, was an error"),
+    "protocol": Row(False, True, True, "an answer that is not one: a redirect, HTML, an empty or endless body"),
     "overloaded": Row(False, True, False, "its queue or connection pool is full"),
 }
 """By `UpstreamFailed.kind`. A failure after the first event is never retried: the client gets it as an error event."""
@@ -73,20 +83,24 @@ def status_row(status: int) -> Row:
     if status >= 500:
         return Row(True, True, True, "the upstream failed")
     if status < 400:
-        return FALLBACK["protocol"]
+        return Row(False, True, True, "a redirect: never followed")
     return Row(False, False, False, "the request's own fault: relayed")
 
 
 class Opened:
     """An answer whose first event (stream) or whole body has been seen, and that is not an error."""
 
-    def __init__(self, option: Option, answer: Answer, config: UpstreamConfig, *, on_close: Callable[[], None]) -> None:
+    def __init__(self, option: Option, answer: Answer, call: Call, config: UpstreamConfig, health: HealthView) -> None:
         self.option = option
         self.status = answer.status
         self.headers = list(answer.headers)
         self.streams = answer.status < 300 and _is_sse(answer)
+        self.usage_added = call.usage_added
+        """Whether the stream brings usage that the client did not ask for."""
         self.body = b""
         """The whole body when the answer does not stream."""
+        self.completion: stream.Chunk | None = None
+        """The typed view of `body`, unless it is an error's."""
         self.tokens: list[Piece] = []
         """Of a whole body: the pieces whose text and tokens its source knew."""
         self.first: list[Piece] = []
@@ -95,11 +109,11 @@ class Opened:
         self._pieces = aiter(answer)
         self._idle_timeout_s = config.idle_timeout_s
         self._ends_at = time.monotonic() + config.total_timeout_s
-        self._on_close = on_close
+        self._health = health
         self._closed = False
 
     async def prime(self) -> None:
-        """Read up to the first event that carries data, or the whole body. Raises UpstreamFailed."""
+        """Read up to the first event that can be understood, or the whole body. Raises UpstreamFailed."""
         if not self.streams:
             await self._read_whole()
             return
@@ -110,38 +124,59 @@ class Opened:
                 return
             for event in _split(splitter, piece.data):
                 data = sse.data_of(event)
-                if data is not None:
-                    _raise_in_band(data)
+                if data is not None and _begins(data):
                     return
         raise UpstreamFailed("cut", "closed the stream before its first event")
 
     async def _read_whole(self) -> None:
+        limit = MAX_ANSWER_BYTES if self.status < 300 else MAX_ERROR_BYTES
         parts, size = [], 0
         async for piece in self._pieces:
             if piece.text is not None and not piece.data:
                 self.tokens.append(piece)
             size += len(piece.data)
-            if size > MAX_ANSWER_BYTES:
-                raise UpstreamFailed("protocol", f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+            if size > limit:
+                raise UpstreamFailed("protocol", f"its answer is longer than {limit} bytes")
             parts.append(piece.data)
         self.body = b"".join(parts)
-        if not self.body and self.status == 200:
-            raise UpstreamFailed("protocol", "its answer is empty")
+        if self.status >= 300:
+            return
+        if size <= LOOP_BYTES:
+            self.completion = stream.read_chunk(self.body)
+        else:
+            self.completion = await asyncio.to_thread(stream.read_chunk, self.body)
+        if self.completion is None:
+            raise UpstreamFailed("protocol", "its answer is not a JSON object" if self.body else "its answer is empty")
+        if self.completion.error:
+            raise in_band(self.completion.error, "answered 200 with an error")
+        self._health.answered(self.option.name)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The stream from its very first byte. Raises UpstreamFailed when it is cut, silent or endless."""
         for piece in self.first:
             yield piece
         while True:
-            wait_s = min(self._idle_timeout_s, self._ends_at - time.monotonic())
             try:
-                async with asyncio.timeout(max(wait_s, 0.001)):
-                    piece = await anext(self._pieces)
+                piece = await self._next()
             except StopAsyncIteration:
                 return
-            except TimeoutError:
-                raise UpstreamFailed("timeout", f"sent nothing for {wait_s:.3g} s, or took too long in all") from None
             yield piece
+
+    async def _next(self) -> Piece:
+        left_s = self._ends_at - time.monotonic()
+        try:
+            async with asyncio.timeout(max(min(self._idle_timeout_s, left_s), 0.001)):
+                return await anext(self._pieces)
+        except TimeoutError:
+            said = "took too long in all" if left_s < self._idle_timeout_s else f"sent nothing for {self._idle_timeout_s:.3g} s"
+            raise UpstreamFailed("timeout", said) from None
+
+    def ended(self, failure: UpstreamFailed | None) -> None:
+        """The stream came to its end, good or bad: what whoever read it tells of the upstream's health."""
+        if failure is None:
+            self._health.answered(self.option.name)
+        else:
+            self._health.failed(self.option.name, str(failure))
 
     async def aclose(self) -> None:
         """Close the upstream's answer; a second call does nothing."""
@@ -150,8 +185,12 @@ class Opened:
         self._closed = True
         try:
             await self._answer.aclose()
+            if isinstance(self._pieces, AsyncGenerator):
+                # One that another task is still reading ends there: its source has just been closed.
+                with suppress(RuntimeError):
+                    await self._pieces.aclose()
         finally:
-            self._on_close()
+            self._health.ended(self.option.name)
 
 
 def _split(splitter: sse.Splitter, data: bytes) -> list[bytes]:
@@ -161,10 +200,19 @@ def _split(splitter: sse.Splitter, data: bytes) -> list[bytes]:
         raise UpstreamFailed("protocol", str(error)) from None
 
 
-def _raise_in_band(data: bytes) -> None:
+def _begins(data: bytes) -> bool:
+    """Whether this event begins the answer; what is not a JSON object goes with the next one. Raises UpstreamFailed."""
+    if data.startswith(b"[DONE]"):
+        raise UpstreamFailed("protocol", "its stream holds nothing but the end mark")
     chunk = stream.read_chunk(data)
-    if chunk is not None and chunk.error is not None:
-        raise UpstreamFailed("in_band", "its stream began with an error", body=json.dumps({"error": chunk.error}).encode())
+    if chunk is not None and chunk.error:
+        raise in_band(chunk.error, "its stream began with an error")
+    return chunk is not None
+
+
+def in_band(error: Any, message: str) -> UpstreamFailed:
+    """The failure of an upstream that said 200 and then sent an error object."""
+    return UpstreamFailed("in_band", message, body=json.dumps({"error": error}).encode())
 
 
 class Dispatch:
@@ -175,7 +223,7 @@ class Dispatch:
         self._configs = configs
         self._health = health
 
-    async def open(self, decision: Decision, prepare: Callable[[Option], Call], ledger: Ledger) -> Opened:
+    async def open(self, decision: Decision, prepare: Callable[[Option], Awaitable[Call]], ledger: Ledger) -> Opened:
         """The first candidate's answer that begins well. Raises the ApiError of the last failure when none does."""
         allowed = {chosen.option.name for chosen in decision.candidates}
         deadline = time.monotonic() + decision.deadline_ms / 1000 if decision.deadline_ms else None
@@ -185,13 +233,16 @@ class Dispatch:
             for attempt in range(1 + self._configs[option.upstream].retries):
                 if option.name not in allowed:
                     raise AssertionError("an upstream outside the decision's set")
+                if attempt and deadline is not None and time.monotonic() >= deadline:
+                    raise last
                 ledger.sent()
-                ledger.note(tried=(*_tried(ledger), option.name), route=option.name, source=_source(option))
+                ledger.note(tried=(*_tried(ledger), option.name))
                 try:
-                    return await self._attempt(option, prepare(option), deadline)
-                except InvalidRequest as error:
+                    opened = await self._attempt(option, await prepare(option), deadline)
+                except ApiError as error:
                     # This upstream cannot do what the body asks; another candidate may.
-                    ledger.event("upstream.failed", upstream=option.name, kind="unsupported", attempt=attempt, param=error.param)
+                    kind = "unsupported" if isinstance(error, InvalidRequest) else "unavailable"
+                    ledger.event("upstream.failed", upstream=option.name, kind=kind, attempt=attempt, param=error.param)
                     last = error
                     break
                 except UpstreamFailed as failure:
@@ -203,12 +254,19 @@ class Dispatch:
                         raise last from None
                     if not row.retry:
                         break
+                else:
+                    ledger.note(route=option.name, source="local" if option.zone == "local" else "external")
+                    return opened
+            if deadline is not None and time.monotonic() >= deadline:
+                break
         raise last
 
     def _learn(self, option: Option, failure: UpstreamFailed) -> Row:
         row = status_row(failure.status) if failure.status is not None else FALLBACK[failure.kind]
-        if row.counts or failure.retry_after_s is not None:
-            self._health.failed(option.name, str(failure), retry_after_s=failure.retry_after_s)
+        if row.counts:
+            self._health.failed(option.name, str(failure))
+        if failure.status is not None and failure.retry_after_s is not None:
+            self._health.asked_to_wait(option.name, str(failure), failure.retry_after_s)
         return row
 
     async def _attempt(self, option: Option, call: Call, deadline: float | None) -> Opened:
@@ -223,20 +281,29 @@ class Dispatch:
         try:
             async with asyncio.timeout(wait_s):
                 answer = await self._upstreams[option.upstream].send(call)
-                opened = Opened(option, answer, config, on_close=lambda: self._health.ended(option.name))
+                opened = Opened(option, answer, call, config, self._health)
                 await opened.prime()
-            if opened.status >= 300:
-                raise _status_failure(opened)
+            _check_status(opened)
         except BaseException as error:
             if opened is not None:
-                await opened.aclose()
+                await finished(opened.aclose())
             else:
                 self._health.ended(option.name)
             if isinstance(error, TimeoutError):
                 raise UpstreamFailed("timeout", f"no first event within {wait_s:.3g} s") from None
             raise
-        self._health.answered(option.name, (time.monotonic() - began) * 1000)
+        self._health.began(option.name, (time.monotonic() - began) * 1000)
         return opened
+
+
+async def finished(closing: Coroutine[Any, Any, None]) -> None:
+    """Wait for a clean-up to its end, also while being cancelled; the cancellation goes on afterwards."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _tried(ledger: Ledger) -> tuple[str, ...]:
@@ -244,17 +311,15 @@ def _tried(ledger: Ledger) -> tuple[str, ...]:
     return tried if isinstance(tried, tuple) else ()
 
 
-def _source(option: Option) -> str:
-    return "local" if option.zone == "local" else "external"
-
-
 def _is_sse(answer: Answer) -> bool:
-    return any(name == "content-type" and value.startswith("text/event-stream") for name, value in answer.headers)
+    return any(name == "content-type" and value.lower().startswith("text/event-stream") for name, value in answer.headers)
 
 
-def _status_failure(opened: Opened) -> UpstreamFailed:
+def _check_status(opened: Opened) -> None:
+    if opened.status < 300:
+        return
     headers = dict(opened.headers)
-    return UpstreamFailed(
+    raise UpstreamFailed(
         "status",
         f"answered {opened.status}",
         status=opened.status,
@@ -265,16 +330,20 @@ def _status_failure(opened: Opened) -> UpstreamFailed:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from `retry-after-ms` or from `retry-after` in either of its forms (RFC 9110, section 10.2.3)."""
     for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            return max(0.0, float(headers[name]) / scale)
-        except (KeyError, ValueError):
-            continue
+        with suppress(KeyError, ValueError):
+            seconds = float(headers[name]) / scale
+            if math.isfinite(seconds):
+                return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)
+    with suppress(KeyError, ValueError, TypeError):
+        seconds = (parsedate_to_datetime(headers["retry-after"]) - datetime.now(UTC)).total_seconds()
+        return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)
     return None
 
 
 def client_error(option: Option, failure: UpstreamFailed) -> ApiError:
-    """What the client is told when this failure was the last. Names the upstream; never more of its text than its own envelope."""
+    """What the client is told when this failure was the last: the upstream's own envelope, or our words with its name."""
     name = option.upstream
     if failure.kind == "status" and failure.status is not None:
         return _status_error(name, failure)
@@ -299,10 +368,14 @@ def _status_error(name: str, failure: UpstreamFailed) -> ApiError:
         error = json.loads(failure.body).get("error")
     except (ValueError, AttributeError, RecursionError):
         error = None
-    if _is_envelope(error) and status >= 400:
+    if _is_envelope(error) and 400 <= status < 600:
         return Relayed(status, failure.body, failure.headers, code=_code(error))
     if status == 429:
         return RateLimited(f'"{name}" answered 429.', retry_after_s=failure.retry_after_s or 1.0)
+    if status == 503:
+        return Unavailable(f'"{name}" answered 503.', retry_after_s=failure.retry_after_s)
+    if status == 504:
+        return UpstreamTimeout(f'"{name}" answered 504.')
     return BadUpstream(f'"{name}" answered {status} with a body that is not an OpenAI error.')
 
 

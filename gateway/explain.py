@@ -104,7 +104,9 @@ def explain(generation: Generation, policy_name: str, facts: Facts, health: Heal
             reason=gone.reason if gone else "",
         )
 
-    lines = [line(option) for option in generation.options_for(facts.model)]
+    own = generation.options_for(facts.model)
+    considered = dict.fromkeys((*own, *(chosen.option for chosen in decision.candidates)))
+    lines = [line(option) for option in considered]
     lines.sort(key=lambda one: math.inf if one.place is None else one.place)
     return Explanation(facts=facts, decision=decision, lines=tuple(lines))
 

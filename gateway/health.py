@@ -32,7 +32,9 @@ class _State:
 class HealthView:
     """Learns from every attempt. A breaker opens after failures in a row and closes at the first success after its pause."""
 
-    def __init__(self, *, unavailable: Callable[[str, str], str | None], off: Callable[[str], bool], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, unavailable: Callable[[str, str], str | None], off: Callable[[str], bool], clock: Callable[[], float]
+    ) -> None:
         """`unavailable(upstream, model)` says why an option cannot be used now; `off(upstream)` whether an operator must act."""
         self._unavailable = unavailable
         self._off = off
@@ -67,23 +69,33 @@ class HealthView:
         """An attempt is over, whatever came of it."""
         self._state(option).in_flight -= 1
 
-    def answered(self, option: str, ttft_ms: float) -> None:
+    def began(self, option: str, ttft_ms: float) -> None:
         """Its first event (or whole answer) came after this long."""
+        state = self._state(option)
+        state.ttft_ms = ttft_ms if state.ttft_ms is None else state.ttft_ms + SMOOTHING * (ttft_ms - state.ttft_ms)
+
+    def answered(self, option: str) -> None:
+        """An answer came to its end."""
         state = self._state(option)
         state.failures = 0
         state.pause_s = FIRST_PAUSE_S
         state.paused_until = 0.0
-        state.ttft_ms = ttft_ms if state.ttft_ms is None else state.ttft_ms + SMOOTHING * (ttft_ms - state.ttft_ms)
 
-    def failed(self, option: str, reason: str, *, retry_after_s: float | None = None) -> None:
-        """It failed in a way that says something about it. `retry_after_s`: it asked to be left alone for so long."""
+    def failed(self, option: str, reason: str) -> None:
+        """It failed in a way that says something about it.
+
+        What fails while the breaker is open had left before it opened: it is counted and does not make the pause longer.
+        """
         state = self._state(option)
         state.failures += 1
         now = self._clock()
-        if retry_after_s is not None:
-            state.paused_until = max(state.paused_until, now + min(retry_after_s, LONGEST_PAUSE_S))
-            state.reason = f"asked to wait: {reason}"
-        if state.failures >= FAILURES_TO_OPEN:
-            state.paused_until = max(state.paused_until, now + state.pause_s)
+        if state.failures >= FAILURES_TO_OPEN and now >= state.paused_until:
+            state.paused_until = now + state.pause_s
             state.pause_s = min(state.pause_s * 2, LONGEST_PAUSE_S)
             state.reason = f"failed {state.failures} times in a row: {reason}"
+
+    def asked_to_wait(self, option: str, reason: str, retry_after_s: float) -> None:
+        """It asked to be left alone for so long."""
+        state = self._state(option)
+        state.paused_until = max(state.paused_until, self._clock() + min(retry_after_s, LONGEST_PAUSE_S))
+        state.reason = f"asked to wait: {reason}"

@@ -573,6 +573,11 @@ def _open_or_refuse(files: _Files, folder: Path) -> None:
         raise ConfigError([Problem(place=f"log folder {folder}", message=why)]) from error
 
 
+def place_of(error: BaseException) -> str:
+    """`module:line` where an exception was raised: all that the log may say of one beside its type."""
+    return _place(error.__traceback__)
+
+
 def _place(traceback: TracebackType | None) -> str:
     """`module:line` of the innermost frame in this package, or of the innermost at all."""
     places = []

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from msgspec import Struct, to_builtins
 
 from gateway import facts as facts_of
 from gateway import privacy, reply, wire
 from gateway.auth import Principal
-from gateway.cache import Entry, Hit, Mode, Scope
+from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Mode, Scope
 from gateway.cache.key import scope
 from gateway.cache.tiers import Cache
 from gateway.config import Class, Config, OpenAIUpstream
@@ -38,6 +38,10 @@ KEEP_BYTES = 2 * 1024 * 1024
 
 FORWARDED_HEADERS = ("openai-beta", "idempotency-key", "x-client-request-id", "traceparent", "tracestate")
 """Client headers that travel to external upstreams. Its key never does."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Incoming(Struct, frozen=True, kw_only=True):
@@ -70,40 +74,36 @@ class Pipeline:
 
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
-        request = await self._read(incoming)
+        request = await _aside(incoming.body, wire.read, incoming.endpoint, incoming.body)
         generation = self._generation()
         if request.model not in self._config.models:
             raise _unknown_model(request.model, self._config)
-        facts = await self._facts(incoming, request, generation, ledger)
+        facts = await _aside(incoming.body, self._facts, incoming, request, generation, ledger)
+        ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
         decision = self._decide(incoming, facts, generation, ledger)
-        key, mode, control = self._cache_key(incoming, request, decision, generation)
+        key, mode, control = await _aside(incoming.body, self._cache_key, incoming, request, decision, generation)
         found = await self._cache.lookup(key, mode, class_=facts.class_, no_cache=bool(control & {"no-cache", "no-store"}))
         if isinstance(found, Hit):
             _note_hit(ledger, found)
-            return reply.stored(ledger, found, request, self._headers(decision, "cache", f"hit-{found.tier}"))
+            return await reply.stored(ledger, found, request, self._headers(decision, "cache", f"hit-{found.tier}"))
         ledger.note(cache=_OUTCOMES.get(found.reason, "miss"))
         ledger.event("cache.miss", reason=found.reason, cosine=found.cosine)
         if decision.refusal is not None:
             raise _refused(decision)
-        opened = await self._dispatch.open(decision, lambda option: self._call(incoming, request, option, ledger), ledger)
-        headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"])) + opened.headers
+
+        async def prepare(option: Option) -> Call:
+            return await _aside(incoming.body, self._call, incoming, request, option, ledger)
+
+        opened = await self._dispatch.open(decision, prepare, ledger)
+        headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]))
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
         keeper = Keeper(self._cache, key, mode, facts.class_, no_store="no-store" in control)
         return await reply.relayed(ledger, opened, request, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
 
-    async def _read(self, incoming: Incoming) -> wire.Request:
-        if len(incoming.body) <= LOOP_BODY_BYTES:
-            return wire.read(incoming.endpoint, incoming.body)
-        return await asyncio.to_thread(wire.read, incoming.endpoint, incoming.body)
-
-    async def _facts(self, incoming: Incoming, request: wire.Request, generation: Generation, ledger: Ledger) -> Facts:
-        limit = self._config.server.max_scan_chars
-        if len(request.body) <= LOOP_BODY_BYTES:
-            scan = privacy.scan(request.data, max_chars=limit)
-        else:
-            scan = await asyncio.to_thread(privacy.scan, request.data, max_chars=limit)
+    def _facts(self, incoming: Incoming, request: wire.Request, generation: Generation, ledger: Ledger) -> Facts:
+        scan = privacy.scan(request.data, max_chars=self._config.server.max_scan_chars)
         principal = incoming.principal
-        facts = facts_of.build(
+        return facts_of.build(
             request,
             class_=cast("Class", privacy.classify(scan, generation.classes)),
             found=tuple(sorted(scan.kinds)),
@@ -115,8 +115,6 @@ class Pipeline:
             seed=ledger.request_id,
             now=ledger.opened_at,
         )
-        ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
-        return facts
 
     def _decide(self, incoming: Incoming, facts: Facts, generation: Generation, ledger: Ledger) -> Decision:
         principal = incoming.principal
@@ -155,22 +153,41 @@ class Pipeline:
     def _call(self, incoming: Incoming, request: wire.Request, option: Option, ledger: Ledger) -> Call:
         body = wire.with_model(request, option.model)
         config = self._config.upstreams[option.upstream]
-        if request.stream and not request.include_usage and isinstance(config, OpenAIUpstream) and config.inject_usage:
+        add_usage = request.stream and not request.include_usage and isinstance(config, OpenAIUpstream) and config.inject_usage
+        if add_usage:
             body = wire.with_usage(body)
-        headers = tuple((name, incoming.headers[name]) for name in FORWARDED_HEADERS if name in incoming.headers)
         return Call(
             request_id=ledger.request_id,
             endpoint=request.endpoint,
             model=option.model,
             body=body,
             stream=request.stream,
-            headers=headers,
+            headers=_forwarded(incoming.headers),
+            usage_added=add_usage,
         )
+
+    def error_headers(self, ledger: Ledger) -> list[tuple[str, str]]:
+        """Our own headers of a refusal or failure: the policy that was in force, once one was."""
+        policy = ledger.fields.get("policy")
+        return [("x-gateway-policy", str(policy))] if policy and self._config.server.expose_headers else []
 
     def _headers(self, decision: Decision, route: str, cache: str) -> list[tuple[str, str]]:
         if not self._config.server.expose_headers:
             return []
         return [("x-gateway-route", route), ("x-gateway-cache", cache), ("x-gateway-policy", decision.policy)]
+
+
+async def _aside(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do work whose time grows with the body: here when it is small, on a thread when the loop would notice."""
+    if len(body) <= LOOP_BODY_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The client's headers that travel. One that could not stand in a header of ours stays here."""
+    found = [(name, headers[name]) for name in FORWARDED_HEADERS if name in headers]
+    return tuple((name, value) for name, value in found if value.isascii() and value.isprintable() and len(value) <= 4096)
 
 
 def decided(facts: Facts, decision: Decision, health: Mapping[str, Health]) -> dict[str, Any]:
@@ -195,13 +212,15 @@ _OUTCOMES = {"off": "off", "class": "off", "no_cache": "bypass"}
 def _note_hit(ledger: Ledger, hit: Hit) -> None:
     ledger.sent()
     ledger.note(cache=f"hit-{hit.tier}", source="cache", route="cache", cosine=hit.cosine, saved_usd=hit.entry.cost_usd)
-    ledger.event("cache.hit", kind=hit.tier, cosine=hit.cosine, age_s=hit.age_s)
+    ledger.event("cache.hit", tier=hit.tier, cosine=hit.cosine, age_s=hit.age_s)
 
 
 def _unknown_model(name: str, config: Config) -> NotFound:
     shown = ascii(name[:128])[1:-1]
     hint = did_you_mean(name, config.models) or "; see /v1/models"
-    return NotFound(f"The model `{shown}` does not exist or you do not have access to it{hint}", param="model", code="model_not_found")
+    return NotFound(
+        f"The model `{shown}` does not exist or you do not have access to it{hint}", param="model", code="model_not_found"
+    )
 
 
 def _refused(decision: Decision) -> ApiError:
@@ -227,8 +246,9 @@ class Keeper:
     @property
     def room(self) -> int:
         """See `reply.Keeper`."""
-        return KEEP_BYTES if self._key is not None and self._mode != "off" else 0
+        return KEEP_BYTES if self._key is not None and self._mode != "off" and self._class in CACHEABLE_CLASSES else 0
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: Entry, *, exact_only: bool) -> None:
         """See `reply.Keeper`."""
-        self._cache.store(self._key, entry, self._mode, class_=self._class)
+        mode: Mode = "exact" if exact_only and self._mode == "semantic" else self._mode
+        self._cache.store(self._key, entry, mode, class_=self._class)

@@ -7,14 +7,15 @@ for (streamed or whole) is given to it whatever shape the source had.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Protocol
 
 from gateway import sse, stream, wire
 from gateway.cache import Entry, Hit
 from gateway.catalog import cost_usd
-from gateway.dispatch import Opened, client_error
-from gateway.errors import UpstreamFailed
+from gateway.dispatch import Opened, client_error, in_band
+from gateway.errors import InternalError, UpstreamFailed
 from gateway.ledger import Ending, Ledger, Usage
 
 Headers = list[tuple[str, str]]
@@ -22,7 +23,10 @@ Headers = list[tuple[str, str]]
 JSON: tuple[str, str] = ("content-type", "application/json")
 SSE: tuple[str, str] = ("content-type", "text/event-stream; charset=utf-8")
 
-
+LOOP_BYTES = 64 * 1024
+"""Stored events above this are joined into one answer on a thread: each costs about four microseconds."""
+SPOOL_BYTES = 64 * 1024 * 1024
+"""Most of a stream that is held to make one answer of it, for a client that did not ask to stream."""
 CHARS_PER_TOKEN = 4.0
 """For the Record of an answer whose upstream counted nothing; such a usage is marked as an estimate."""
 
@@ -35,8 +39,8 @@ class Keeper(Protocol):
         """Most bytes worth keeping; 0: none."""
         ...
 
-    def keep(self, entry: Entry) -> None:
-        """Store this complete answer; returns at once."""
+    def keep(self, entry: Entry, *, exact_only: bool) -> None:
+        """Store this complete answer; returns at once. `exact_only`: only for a request equal to this one."""
         ...
 
 
@@ -53,12 +57,20 @@ class Reply:
         self._ending: Ending = "never_read"
         self._error = ""
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The answer's bytes; when the last one has been taken, the answer counts as delivered."""
         self._ending = "cancelled"
         if self.body is not None:
             yield self.body
         self._ending = self._done
+
+    def crashed(self, fault: str) -> bytes:
+        """A fault of ours stopped `pieces`: note it, and say in the client's dialect that this is no clean end."""
+        self._ending, self._error = "broken", fault
+        if self.body is not None:
+            return b""
+        said = f"The gateway failed in the middle of this answer; its log has the details under {self._ledger.request_id}."
+        return sse.event_of(InternalError(said).body()) + sse.DONE
 
     async def aclose(self, *, gone: bool = False) -> None:
         """Close what it came from and make the Record. `gone`: the client left before it had everything."""
@@ -70,33 +82,89 @@ class Reply:
 class Replayed(Reply):
     """Events of an answer that is complete already, one turn of the loop each, so that a departed client is noticed."""
 
-    def __init__(self, ledger: Ledger, *, headers: Headers, done: Ending, datas: Sequence[bytes], usage: Usage | None, log: bool) -> None:
-        """`usage` goes out as an extra chunk when it is given. `log`: these events have not been logged yet."""
+    def __init__(
+        self, ledger: Ledger, *, headers: Headers, done: Ending, datas: Iterable[bytes], include_usage: bool, log: bool
+    ) -> None:
+        """`include_usage`: whether the client asked for the usage chunk. `log`: these events have not been logged yet."""
         super().__init__(ledger, status=200, headers=[*headers, SSE], done=done, body=None)
         self._datas = datas
-        self._usage = usage
+        self._include_usage = include_usage
         self._log = log
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Reply.pieces`."""
         self._ending = "cancelled"
         for data in self._datas:
             if self._log:
                 _log_chunk(self._ledger, data)
-            yield sse.event_of(stream.with_null_usage(data) if self._usage else data)
+            if not stream.is_usage(data):
+                yield sse.event_of(stream.with_null_usage(data) if self._include_usage else data)
+            elif self._include_usage:
+                yield sse.event_of(data)
             await asyncio.sleep(0)
-        if self._usage and self._datas:
-            yield sse.event_of(stream.usage_chunk(self._datas[-1], self._usage))
         yield sse.DONE
         self._ending = self._done
 
 
 def _log_chunk(ledger: Ledger, data: bytes) -> None:
     chunk = stream.read_chunk(data)
-    for choice in (chunk.choices if chunk else None) or ():
-        text = stream.text_of(choice)
-        if text:
-            ledger.content(text, 0, choice=choice.index)
+    for choice, text in stream.texts_of(chunk) if chunk else ():
+        ledger.content(text, 0, choice=choice)
+
+
+class _Reader:
+    """Reads an upstream's stream event by event through a tap, logs what passes, and says how it ended."""
+
+    def __init__(self, ledger: Ledger, opened: Opened, request: wire.Request, *, strip_usage: bool, keep_bytes: int) -> None:
+        self.tap = stream.Tap(strip_usage=strip_usage, keep_bytes=keep_bytes, choices=request.choices)
+        self._ledger = ledger
+        self._opened = opened
+        self._splitter = sse.Splitter()
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """What goes to the client, as it comes. Raises UpstreamFailed for a stream that did not come to its end."""
+        async with aclosing(self._opened.pieces()) as pieces:
+            async for piece in pieces:
+                if piece.text or piece.n_tokens:
+                    self._ledger.content(piece.text or "", piece.n_tokens)
+                out = b"".join([self._see(raw, log=piece.text is None) for raw in self._split(piece.data)])
+                if out:
+                    yield out
+        rest = self._splitter.rest
+        if rest:
+            out = self._see(_whole_event(rest), log=True)
+            # Our error event must not run into a last event whose sender spared the blank line.
+            yield out if self.tap.whole and not self.tap.error else out + b"\n\n"
+        if not self.tap.whole and not self.tap.error:
+            raise UpstreamFailed("cut", "ended before the answer did")
+
+    def _split(self, data: bytes) -> list[bytes]:
+        try:
+            return self._splitter.feed(data)
+        except ValueError as error:
+            raise UpstreamFailed("protocol", str(error)) from None
+
+    def _see(self, raw: bytes, *, log: bool) -> bytes:
+        seen = self.tap.event(raw)
+        if log:
+            for choice, text in seen.texts:
+                self._ledger.content(text, 0, choice=choice)
+        return seen.out
+
+    def close(self, failure: UpstreamFailed | None) -> None:
+        """Tell health and log what became of the stream."""
+        self._opened.ended(failure)
+        if failure is not None:
+            name = self._opened.option.name
+            self._ledger.event("upstream.failed", upstream=name, kind=failure.kind, message=str(failure))
+
+
+def _whole_event(rest: bytes) -> bytes:
+    """What stands after the last blank line, if it is an event whose sender spared the blank line. Raises for half of one."""
+    data = sse.data_of(rest)
+    if data is not None and not data.startswith(b"[DONE]") and stream.read_chunk(data) is None:
+        raise UpstreamFailed("cut", "broke off inside an event")
+    return rest
 
 
 class Relayed(Reply):
@@ -118,85 +186,60 @@ class Relayed(Reply):
         self._request = request
         self._prompt_tokens = prompt_tokens
         self._keeper = keeper
-        self._splitter = sse.Splitter()
-        self._tap = stream.Tap(strip_usage=not request.include_usage, keep_bytes=keeper.room)
+        self._reader = _Reader(ledger, opened, request, strip_usage=opened.usage_added, keep_bytes=keeper.room)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Reply.pieces`. After the first event an upstream's failure is an error event, then the end mark."""
         self._ending = "cancelled"
+        tap = self._reader.tap
+        failure: UpstreamFailed | None = None
         try:
-            async for piece in self._opened.pieces():
-                if piece.text:
-                    self._ledger.content(piece.text, piece.n_tokens)
-                out = b"".join([self._see(raw, log=piece.text is None) for raw in self._split(piece.data)])
-                if out:
-                    yield out
-            if self._splitter.rest:
-                yield self._see(self._last(), log=True)
-            if not self._tap.whole and not self._error:
-                raise UpstreamFailed("cut", "ended before the answer did")
-        except UpstreamFailed as failure:
-            self._error = failure.kind
-            self._ledger.event("upstream.failed", upstream=self._opened.option.name, kind=failure.kind, message=str(failure))
-            error = client_error(self._opened.option, failure)
-            self._finish("broken")
-            yield sse.event_of(error.body()) + sse.DONE
-            return
-        self._finish("broken" if self._error else self._done)
+            async with aclosing(self._reader.events()) as events:
+                async for event in events:
+                    yield event
+            if tap.error:
+                failure = in_band(tap.error, "its stream held an error")
+        except UpstreamFailed as found:
+            failure = found
+        self._finish(failure)
+        if failure is not None:
+            # An error that the upstream sent itself has gone out as it came.
+            told = b"" if tap.error else sse.event_of(client_error(self._opened.option, failure).body())
+            if end := told + (b"" if tap.done else sse.DONE):
+                yield end
 
-    async def whole(self) -> bytes:
-        """The stream as one answer, for a client that did not ask to stream. Raises the ApiError of a cut."""
-        try:
-            async for piece in self._opened.pieces():
-                if piece.text:
-                    self._ledger.content(piece.text, piece.n_tokens)
-                for raw in self._split(piece.data):
-                    self._see(raw, log=piece.text is None)
-            if not self._tap.whole or self._tap.kept is None:
-                raise UpstreamFailed("cut", "ended before the answer did")
-        except UpstreamFailed as failure:
-            raise client_error(self._opened.option, failure) from None
-        return stream.collect(self._tap.kept, self._tap.usage)
-
-    def _split(self, data: bytes) -> list[bytes]:
-        try:
-            return self._splitter.feed(data)
-        except ValueError as error:
-            raise UpstreamFailed("protocol", str(error)) from None
-
-    def _last(self) -> bytes:
-        """What stands after the last blank line: an event whose sender spared the blank line, or half of one."""
-        rest = self._splitter.rest
-        data = sse.data_of(rest)
-        if data is not None and data != b"[DONE]" and stream.read_chunk(data) is None:
-            raise UpstreamFailed("cut", "broke off inside an event")
-        return rest
-
-    def _see(self, raw: bytes, *, log: bool) -> bytes:
-        seen = self._tap.event(raw)
-        if log:
-            for choice, text in seen.texts:
-                self._ledger.content(text, 0, choice=choice)
-        if seen.error is not None:
-            self._error = "in_band"
-        return seen.out
-
-    def _finish(self, ending: Ending) -> None:
-        self._ending = ending
-        usage = settle(self._ledger, self._opened, self._tap.usage, self._prompt_tokens)
-        reasons = set(self._tap.finish_reasons.values())
+    def _finish(self, failure: UpstreamFailed | None) -> None:
+        tap = self._reader.tap
+        self._reader.close(failure)
+        self._error = failure.kind if failure else ""
+        self._ending = "broken" if failure else self._done
+        usage = settle(self._ledger, self._opened, tap.usage, self._prompt_tokens)
+        reasons = set(tap.finish_reasons.values())
         self._ledger.note(finish_reason=",".join(sorted(reasons)))
-        if ending != "broken" and self._tap.kept and reasons == {"stop"}:
-            self._keeper.keep(entry_of(self._opened, self._request, usage, events=self._tap.kept))
+        if failure is None and tap.finished and tap.kept:
+            entry = entry_of(self._opened, self._request, usage, events=tap.kept)
+            keep(self._keeper, entry, self._request, reasons)
 
     async def aclose(self, *, gone: bool = False) -> None:
         """See `Reply.aclose`."""
         if self._ending in {"never_read", "cancelled"}:
-            settle(self._ledger, self._opened, self._tap.usage, self._prompt_tokens)
+            settle(self._ledger, self._opened, self._reader.tap.usage, self._prompt_tokens)
         try:
             await self._opened.aclose()
         finally:
             await super().aclose(gone=gone)
+
+
+def keep(keeper: Keeper, entry: Entry, request: wire.Request, reasons: set[str]) -> None:
+    """Store a complete answer, if its end lets us.
+
+    One that met the limit which its client had set is the answer to that request (the limit is part of its key), but to no
+    other that only means the same. Any other end (tools, a filter, a limit of the model's own) is not kept.
+    """
+    if reasons <= {"stop"}:
+        keeper.keep(entry, exact_only=False)
+    elif reasons <= {"stop", "length"} and request.max_output is not None:
+        keeper.keep(entry, exact_only=True)
 
 
 def settle(ledger: Ledger, opened: Opened, usage: Usage | None, prompt_tokens: int) -> Usage:
@@ -207,7 +250,9 @@ def settle(ledger: Ledger, opened: Opened, usage: Usage | None, prompt_tokens: i
     return usage
 
 
-def entry_of(opened: Opened, request: wire.Request, usage: Usage, *, body: bytes = b"", events: list[bytes] | None = None) -> Entry:
+def entry_of(
+    opened: Opened, request: wire.Request, usage: Usage, *, body: bytes = b"", events: list[bytes] | None = None
+) -> Entry:
     """What the cache keeps of a complete answer."""
     return Entry(
         kind="json" if events is None else "events",
@@ -231,29 +276,50 @@ async def relayed(
     keeper: Keeper,
     done: Ending,
 ) -> Reply:
-    """An upstream's answer in the shape the client asked for. Closes the upstream unless it goes on streaming."""
-    headers = [*headers, *(pair for pair in opened.headers if pair[0] != "content-type")]
+    """An upstream's answer in the shape the client asked for, `headers` before the upstream's own.
+
+    Closes the upstream unless it goes on streaming. Raises the ApiError of a stream that broke while it was being collected.
+    """
     if opened.streams and request.stream:
-        kept = [*headers, *(pair for pair in opened.headers if pair[0] == "content-type")]
-        return Relayed(ledger, opened, request, kept, prompt_tokens=prompt_tokens, keeper=keeper, done=done)
+        headers = [*headers, *opened.headers]
+        return Relayed(ledger, opened, request, headers, prompt_tokens=prompt_tokens, keeper=keeper, done=done)
     try:
         if opened.streams:
-            spool = _Spool()
-            opened.body = await Relayed(
-                ledger, opened, request, headers, prompt_tokens=prompt_tokens, keeper=spool, done=done
-            ).whole()
+            opened.body = await _collected(ledger, opened, request)
+            opened.completion = stream.read_chunk(opened.body)
+            opened.headers = [*(pair for pair in opened.headers if pair[0] != "content-type"), JSON]
+        else:
+            _log_whole(ledger, opened)
         return _from_whole(ledger, opened, request, headers, prompt_tokens=prompt_tokens, keeper=keeper, done=done)
     finally:
         await opened.aclose()
 
 
-class _Spool:
-    """Keeps nothing, but makes the tap hold the events of a stream that is to be collected."""
+async def _collected(ledger: Ledger, opened: Opened, request: wire.Request) -> bytes:
+    """The stream as one answer, for a client that did not ask to stream."""
+    reader = _Reader(ledger, opened, request, strip_usage=False, keep_bytes=SPOOL_BYTES)
+    failure: UpstreamFailed | None = None
+    try:
+        async with aclosing(reader.events()) as events:
+            async for _ in events:
+                pass
+        if reader.tap.error:
+            failure = in_band(reader.tap.error, "its stream held an error")
+        elif not reader.tap.kept:
+            failure = UpstreamFailed("protocol", "its stream is too long, or not one of chunks, to be made into one answer")
+    except UpstreamFailed as found:
+        failure = found
+    reader.close(failure)
+    if failure is not None:
+        raise client_error(opened.option, failure)
+    return await _join(reader.tap.kept or ())
 
-    room = 64 * 1024 * 1024
 
-    def keep(self, entry: Entry) -> None:
-        """The collected answer is kept by its own path."""
+async def _join(events: Iterable[bytes]) -> bytes:
+    events = tuple(events)
+    if sum(map(len, events)) <= LOOP_BYTES:
+        return stream.collect(events)
+    return await asyncio.to_thread(stream.collect, events)
 
 
 def _from_whole(
@@ -266,50 +332,46 @@ def _from_whole(
     keeper: Keeper,
     done: Ending,
 ) -> Reply:
-    body = opened.body
-    completion = stream.read_completion(body)
-    reasons: set[str] = set()
-    if completion is not None:
-        _log_whole(ledger, opened, completion)
-        reasons = {choice.finish_reason or "" for choice in completion.choices or ()}
-        usage = settle(ledger, opened, stream.usage_of(completion.usage), prompt_tokens)
-        ledger.note(finish_reason=",".join(sorted(reasons)))
-        ended = reasons == {"stop"} or request.endpoint == "embeddings"
-        if ended and completion.error is None and len(body) <= keeper.room:
-            keeper.keep(entry_of(opened, request, usage, body=body))
-        if request.stream and completion.choices:
-            shown = usage if request.include_usage else None
-            return Replayed(ledger, headers=headers, done=done, datas=stream.chunks_of(body), usage=shown, log=False)
-    return Reply(ledger, status=opened.status, headers=[*headers, JSON], done=done, body=body)
+    body, completion = opened.body, opened.completion or stream.Chunk()
+    usage = settle(ledger, opened, stream.usage_of(completion), prompt_tokens)
+    choices = completion.choices or []
+    reasons = {choice.finish_reason or "" for choice in choices}
+    ledger.note(finish_reason=",".join(sorted(reasons)))
+    plain = not isinstance(completion, stream.OddChunk)
+    if plain and len(body) <= keeper.room and (choices or request.endpoint == "embeddings"):
+        keep(keeper, entry_of(opened, request, usage, body=body), request, reasons)
+    if request.stream and plain and choices:
+        headers = [*headers, *(pair for pair in opened.headers if pair[0] != "content-type")]
+        datas = stream.chunks_of(body)
+        return Replayed(ledger, headers=headers, done=done, datas=datas, include_usage=request.include_usage, log=False)
+    return Reply(ledger, status=opened.status, headers=[*headers, *opened.headers], done=done, body=body)
 
 
-def _log_whole(ledger: Ledger, opened: Opened, completion: stream.Completion) -> None:
+def _log_whole(ledger: Ledger, opened: Opened) -> None:
     """Token lines of a whole answer: one a token where the source knew them, else one a choice."""
-    if opened.tokens:
-        for piece in opened.tokens:
-            if piece.text:
-                ledger.content(piece.text, piece.n_tokens)
-        return
+    for piece in opened.tokens:
+        if piece.text or piece.n_tokens:
+            ledger.content(piece.text or "", piece.n_tokens)
+    if not opened.tokens and opened.completion is not None:
+        _log_choices(ledger, opened.completion)
+
+
+def _log_choices(ledger: Ledger, completion: stream.Chunk) -> None:
     texts = stream.texts_of(completion)
-    counted = completion.usage.completion_tokens if completion.usage and len(texts) == 1 else 0
+    usage = stream.usage_of(completion)
     for choice, text in texts:
-        ledger.content(text, counted, choice=choice)
+        ledger.content(text, usage.completion_tokens if usage and len(texts) == 1 else 0, choice=choice)
 
 
-def stored(ledger: Ledger, hit: Hit, request: wire.Request, headers: Headers) -> Reply:
+async def stored(ledger: Ledger, hit: Hit, request: wire.Request, headers: Headers) -> Reply:
     """A cached answer in the shape this client asked for, whichever shape it was stored in."""
     entry = hit.entry
-    usage = entry.usage or Usage()
-    ledger.note(usage=usage, cost_usd=0.0)
+    ledger.note(usage=entry.usage, cost_usd=0.0)
     if request.stream:
-        datas: Sequence[bytes] = entry.events if entry.kind == "events" else stream.chunks_of(entry.body)
-        shown = usage if request.include_usage else None
-        return Replayed(ledger, headers=headers, done="hit", datas=datas, usage=shown, log=True)
-    body = entry.body if entry.kind == "json" else stream.collect(entry.events, usage)
-    completion = stream.read_completion(body)
+        datas: Iterable[bytes] = entry.events if entry.kind == "events" else stream.chunks_of(entry.body)
+        return Replayed(ledger, headers=headers, done="hit", datas=datas, include_usage=request.include_usage, log=True)
+    body = entry.body if entry.kind == "json" else await _join(entry.events)
+    completion = stream.read_chunk(body)
     if completion is not None:
-        texts = stream.texts_of(completion)
-        for choice, text in texts:
-            ledger.content(text, usage.completion_tokens if len(texts) == 1 else 0, choice=choice)
+        _log_choices(ledger, completion)
     return Reply(ledger, status=200, headers=[*headers, JSON], done="hit", body=body)
-

@@ -14,43 +14,56 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 class Splitter:
     """Cuts a byte stream into whole events, whatever its line ends and wherever it was split.
 
-    The raw events in order, with `rest`, are exactly the bytes that were fed.
+    The raw events in order, with `rest`, are exactly the bytes that were fed. Time is linear in them: what is held is
+    appended to in place, and what was searched is not searched again.
     """
 
     def __init__(self) -> None:
-        self.rest = b""
+        self._held = bytearray()
         self._searched = 0
+        self._returns = False
+        """Whether a carriage return was ever seen: until then a blank line can be one thing only."""
+
+    @property
+    def rest(self) -> bytes:
+        """What was fed and is not yet a whole event."""
+        return bytes(self._held)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events completed by these bytes, each with its blank line. Raises ValueError above MAX_EVENT_BYTES."""
-        buffer = self.rest + data if self.rest else data
-        if b"\r" not in buffer:
-            return self._feed_newlines(buffer)
+        self._returns = self._returns or b"\r" in data
+        buffer: bytes | bytearray = data
+        if self._held:
+            self._held += data
+            buffer = self._held
         events, start = [], 0
-        search_from = max(0, self._searched - 3)
+        for end in self._ends(buffer):
+            events.append(bytes(buffer[start:end]))
+            start = end
+        if buffer is self._held:
+            del self._held[:start]
+        else:
+            self._held += data[start:]
+        if len(self._held) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        # A blank line has four bytes at most: three of them may have come already.
+        self._searched = max(0, len(self._held) - 3)
+        return events
+
+    def _ends(self, buffer: bytes | bytearray) -> list[int]:
+        """Where events end."""
+        found = []
+        at = self._searched
+        if not self._returns:
+            while (at := buffer.find(b"\n\n", at) + 2) >= 2:
+                found.append(at)
+            return found
         # A carriage return at the very end may be the first half of a line end: wait for what follows.
         limit = len(buffer) - 1 if buffer.endswith(b"\r") else len(buffer)
-        while match := _BOUNDARY.search(buffer, search_from, limit):
-            events.append(buffer[start : match.end()])
-            start = search_from = match.end()
-        self._keep(buffer[start:])
-        return events
-
-    def _feed_newlines(self, buffer: bytes) -> list[bytes]:
-        events, start = [], 0
-        at = buffer.find(b"\n\n", max(0, self._searched - 1))
-        while at >= 0:
-            events.append(buffer[start : at + 2])
-            start = at + 2
-            at = buffer.find(b"\n\n", start)
-        self._keep(buffer[start:])
-        return events
-
-    def _keep(self, rest: bytes) -> None:
-        if len(rest) > MAX_EVENT_BYTES:
-            raise ValueError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-        self.rest = rest
-        self._searched = len(rest)
+        while match := _BOUNDARY.search(buffer, at, limit):
+            at = match.end()
+            found.append(at)
+        return found
 
 
 def data_of(event: bytes) -> bytes | None:

@@ -9,30 +9,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway import sse
 from gateway.ledger import Usage
 
-
-class _ToolDelta(Struct):
-    function: dict[str, Any] | None = None
+T = TypeVar("T")
 
 
-class _Delta(Struct):
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[_ToolDelta] | None = None
+class _Said(Struct):
+    """What one delta or message says. Its fields are `Any`, so that an unusual one never hides the others."""
+
+    content: Any = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
 
 
 class _Choice(Struct):
     index: int = 0
-    delta: _Delta | None = None
+    delta: _Said | None = None
+    message: _Said | None = None
     text: str | None = None
     finish_reason: str | None = None
 
@@ -42,120 +44,118 @@ class _PromptDetails(Struct):
 
 
 class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
 
 
 class Chunk(Struct):
-    """What we read of a streamed event; the rest of it is never touched."""
+    """What we read of a streamed event or of a whole answer; the rest of it is never touched."""
 
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: _Usage | UnsetType | None = UNSET
+    """UNSET: the name does not stand there; None: it stands there as null."""
     error: Any = None
 
-
-class _Message(Struct):
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_ToolDelta] | None = None
+    @property
+    def counted(self) -> _Usage | None:
+        """The usage, when there is one."""
+        return self.usage if isinstance(self.usage, _Usage) else None
 
 
-class _FullChoice(Struct):
-    index: int = 0
-    message: _Message | None = None
-    text: str | None = None
-    finish_reason: str | None = None
+class OddChunk(Chunk):
+    """A chunk of which a part had another shape than OpenAI's and was not understood. Passed on, never stored."""
 
 
-class Completion(Struct):
-    """What we read of a whole answer."""
-
-    choices: list[_FullChoice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-_chunk_decoder = msgspec.json.Decoder(Chunk)
-_completion_decoder = msgspec.json.Decoder(Completion)
-
-
-def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
-    """A typed view, or None for what does not have the shape. msgspec refuses lone surrogates, which json accepts."""
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError:
-        return None
-    except msgspec.DecodeError:
-        try:
-            return msgspec.convert(json.loads(data), decoder.type)
-        except (ValueError, RecursionError, msgspec.ValidationError):
-            return None
+_decoder = msgspec.json.Decoder(Chunk)
 
 
 def read_chunk(data: bytes) -> Chunk | None:
-    """The typed view of one event's data; None when it is not a chunk."""
-    chunk: Chunk | None = _decode(_chunk_decoder, data)
-    return chunk
+    """The typed view of one event's data or of a whole answer; None when it is not a JSON object."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.MsgspecError:
+        pass
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return _odd_chunk(value) if isinstance(value, dict) else None
 
 
-def read_completion(body: bytes) -> Completion | None:
-    """The typed view of a whole answer; None when it is not one."""
-    completion: Completion | None = _decode(_completion_decoder, body)
-    return completion
+def _odd_chunk(value: dict[str, Any]) -> Chunk:
+    """As much as can be read of what msgspec refuses: a field of another type, or a lone surrogate, which json accepts."""
+    try:
+        return msgspec.convert(value, Chunk)
+    except msgspec.ValidationError:
+        pass
+    listed = value.get("choices")
+    choices = [_part(item, _Choice) for item in listed] if isinstance(listed, list) else []
+    usage = _part(value["usage"], _Usage) if "usage" in value else UNSET
+    return OddChunk(choices=[choice for choice in choices if choice], usage=usage, error=value.get("error"))
 
 
-def usage_of(usage: _Usage | None) -> Usage | None:
+def _part(value: Any, type_: type[T]) -> T | None:
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError:
+        return None
+
+
+def usage_of(chunk: Chunk) -> Usage | None:
     """Our Usage from the wire's."""
+    usage = chunk.counted
     if usage is None:
         return None
     details = usage.prompt_tokens_details
-    return Usage(usage.prompt_tokens, usage.completion_tokens, (details.cached_tokens if details else None) or 0)
+    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, (details.cached_tokens if details else None) or 0)
 
 
-def _delta_text(part: _Delta | _Message) -> str:
-    """Everything a delta says, in one string: answer, refusal, reasoning, tool arguments."""
-    said = [part.content, part.refusal, part.reasoning_content, getattr(part, "reasoning", None)]
-    for call in part.tool_calls or ():
-        arguments = (call.function or {}).get("arguments")
-        said.append(arguments if isinstance(arguments, str) else None)
-    return "".join(text for text in said if text)
+def _words_of(value: Any) -> str:
+    """A text, or the texts of a list of parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return ""
+
+
+def _arguments_of(call: Any) -> str:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    return _words_of(function.get("arguments")) if isinstance(function, dict) else ""
 
 
 def text_of(choice: _Choice) -> str:
-    """Everything one choice of a chunk says."""
-    return choice.text or (_delta_text(choice.delta) if choice.delta else "")
+    """Everything one choice says, in one string: answer, refusal, reasoning, arguments of calls."""
+    if choice.text:
+        return choice.text
+    said = choice.delta or choice.message
+    if said is None:
+        return ""
+    found = [_words_of(part) for part in (said.content, said.refusal, said.reasoning_content or said.reasoning)]
+    calls = said.tool_calls if isinstance(said.tool_calls, list) else []
+    found += [_arguments_of(call) for call in (*calls, said.function_call)]
+    return "".join(found)
 
 
-def texts_of(completion: Completion) -> list[tuple[int, str]]:
+def texts_of(chunk: Chunk) -> tuple[tuple[int, str], ...]:
     """(choice, text) for every choice that says something."""
-    found = []
-    for choice in completion.choices or ():
-        text = choice.text or (_delta_text(choice.message) if choice.message else "")
-        if text:
-            found.append((choice.index, text))
-    return found
+    return tuple((choice.index, text) for choice in chunk.choices or () if (text := text_of(choice)))
 
 
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
+_USAGE_KEY = re.compile(rb'"usage"\s*:')
 
 
 def without_null_usage(data: bytes) -> bytes:
-    """A chunk's data without a top-level `"usage":null`; unchanged when the name also stands elsewhere."""
-    matches = list(_NULL_USAGE.finditer(data))
-    if len(matches) != 1:
+    """A chunk whose top-level usage is null, without it; unchanged when a key of that name also stands elsewhere.
+
+    Inside a JSON string every quote is escaped, so what the pattern finds is always a key.
+    """
+    match = _NULL_USAGE.search(data)
+    if match is None or len(_USAGE_KEY.findall(data)) != 1:
         return data
-    edited = data[: matches[0].start()] + data[matches[0].end() :]
-    try:
-        before = json.loads(data)
-        if before.get("usage", 0) is None:
-            del before["usage"]
-            if json.loads(edited) == before:
-                return edited
-    except ValueError:
-        pass
-    return data
+    return data[: match.start()] + data[match.end() :]
 
 
 class Seen(Struct, frozen=True):
@@ -174,62 +174,66 @@ class Seen(Struct, frozen=True):
 class Tap:
     """Reads a copy of every event of one stream: text for the log, usage, finish reasons, and the events for the cache.
 
-    With `strip_usage` (rewrite mode) the usage chunk and the `"usage":null` of other chunks stay here.
+    With `strip_usage` (rewrite mode) the usage chunk and the `"usage":null` of other chunks stay here. `choices` is how many
+    choices the answer is to have.
     """
 
-    def __init__(self, *, strip_usage: bool, keep_bytes: int) -> None:
+    def __init__(self, *, strip_usage: bool, keep_bytes: int, choices: int = 1) -> None:
         self._strip = strip_usage
         self._room = keep_bytes
+        self._wanted = choices
         self.usage: Usage | None = None
         self.finish_reasons: dict[int, str] = {}
         self.choices: set[int] = set()
         self.done = False
+        self.error: Any = None
+        """The last in-band error object."""
         self.kept: list[bytes] | None = [] if keep_bytes else None
-        """The data of each chunk but usage and [DONE], for the cache; None once it is too large."""
+        """The data of each chunk but [DONE], the usage chunk last; None once it is too large or holds what we cannot read."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether as many choices as were asked for were seen, and each has its finish reason."""
+        return len(self.choices) >= self._wanted and self.choices == set(self.finish_reasons)
 
     @property
     def whole(self) -> bool:
-        """Whether the answer came to its end: every choice seen has its finish reason, or the end mark came."""
-        return self.done or (bool(self.choices) and self.choices == set(self.finish_reasons))
+        """Whether the answer came to its end: every choice has its finish reason, or the end mark came."""
+        return self.done or self.finished
 
     def event(self, raw: bytes) -> Seen:
         """Look at one whole event."""
         data = sse.data_of(raw)
         if data is None:
             return Seen(raw)
-        if data == b"[DONE]":
+        if data.startswith(b"[DONE]"):
             self.done = True
             return Seen(raw, done=True)
         chunk = read_chunk(data)
+        if chunk is None or isinstance(chunk, OddChunk):
+            self.kept = None
         if chunk is None:
-            self._keep(data)
             return Seen(raw)
-        if chunk.error is not None:
+        if chunk.error:
+            self.error, self.kept = chunk.error, None
             return Seen(raw, error=chunk.error)
-        if chunk.usage is not None:
-            self.usage = usage_of(chunk.usage)
-        if not chunk.choices:
-            if chunk.usage is not None:
-                return Seen(b"" if self._strip else raw)
+        if chunk.counted is not None:
+            self.usage = usage_of(chunk)
             self._keep(data)
-            return Seen(raw)
-        texts = self._choices(chunk.choices)
-        self._keep(data)
-        if self._strip and b'"usage"' in data:
+            return Seen(b"" if self._strip and not chunk.choices else raw, self._choices(chunk))
+        if chunk.usage is None:
             edited = without_null_usage(data)
-            return Seen(raw if edited is data else sse.event_of(edited), texts)
-        return Seen(raw, texts)
+            self._keep(edited)
+            return Seen(sse.event_of(edited) if self._strip and edited is not data else raw, self._choices(chunk))
+        self._keep(data)
+        return Seen(raw, self._choices(chunk))
 
-    def _choices(self, choices: list[_Choice]) -> tuple[tuple[int, str], ...]:
-        texts = []
-        for choice in choices:
+    def _choices(self, chunk: Chunk) -> tuple[tuple[int, str], ...]:
+        for choice in chunk.choices or ():
             self.choices.add(choice.index)
             if choice.finish_reason is not None:
                 self.finish_reasons[choice.index] = choice.finish_reason
-            text = text_of(choice)
-            if text:
-                texts.append((choice.index, text))
-        return tuple(texts)
+        return texts_of(chunk)
 
     def _keep(self, data: bytes) -> None:
         if self.kept is None:
@@ -238,37 +242,39 @@ class Tap:
         if self._room < 0:
             self.kept = None
         else:
-            self.kept.append(without_null_usage(data) if b'"usage"' in data else data)
+            self.kept.append(data)
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """Our Usage in the wire's shape."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+def is_usage(data: bytes) -> bool:
+    """Whether a chunk is there for its usage only."""
+    if b'"usage"' not in data:
+        return False
+    chunk = read_chunk(data)
+    return chunk is not None and chunk.counted is not None and not chunk.choices
 
 
-def collect(datas: Sequence[bytes], usage: Usage | None) -> bytes:
-    """One whole answer from the data of a stream's chunks: the shape a client gets that did not ask to stream."""
+def collect(datas: Sequence[bytes]) -> bytes:
+    """One whole answer from the data of a stream's chunks: the shape a client gets that did not ask to stream.
+
+    Raises ValueError for data that is not a JSON object with OpenAI's shape of choices; a Tap keeps no such data.
+    """
     head: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
+    usage: Any = None
     for data in datas:
         chunk = json.loads(data)
-        if not isinstance(chunk, dict):
-            continue
+        usage = chunk.get("usage") or usage
         head |= {name: value for name, value in chunk.items() if name not in {"choices", "usage", "obfuscation"}}
         for choice in chunk.get("choices") or ():
-            _merge_choice(choices.setdefault(choice.get("index", 0), {"index": choice.get("index", 0)}), choice)
+            index = choice.get("index", 0)
+            _merge_choice(choices.setdefault(index, {"index": index}), choice)
     is_chat = head.get("object") != "text_completion"
     if is_chat:
         head["object"] = "chat.completion"
     whole = {**head, "choices": [_whole_choice(choices[index], is_chat=is_chat) for index in sorted(choices)]}
     if usage is not None:
-        whole["usage"] = usage_object(usage)
-    return json.dumps(whole, ensure_ascii=True, separators=(",", ":")).encode()
+        whole["usage"] = usage
+    return _dump(whole)
 
 
 def _whole_choice(choice: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
@@ -277,8 +283,9 @@ def _whole_choice(choice: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
     if is_chat:
         message = choice.setdefault("message", {})
         choice["message"] = {"role": "assistant", "content": None, "refusal": None} | message
-        for call in message.get("tool_calls", ()):
-            call.pop("index", None)
+        if isinstance(message.get("tool_calls"), list):
+            ordered = sorted(message["tool_calls"], key=lambda call: call["index"])
+            choice["message"]["tool_calls"] = [{name: call[name] for name in call if name != "index"} for call in ordered]
     return choice
 
 
@@ -296,95 +303,110 @@ def _merge_choice(into: dict[str, Any], choice: dict[str, Any]) -> None:
             into[name] = value
 
 
+_NAMES = frozenset({"role", "id", "type", "name"})
+"""Strings that come whole: a later one, in general empty or the same, adds nothing."""
+
+
 def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
     """Add one delta to what came before: strings and lists grow, tool calls are joined by their index."""
     for name, value in delta.items():
+        known = into.get(name)
         if name == "tool_calls" and isinstance(value, list):
             _merge_tool_calls(into.setdefault("tool_calls", []), value)
-        elif value is None:
-            into.setdefault(name, None)
-        elif isinstance(value, str) and isinstance(into.get(name), str) and name not in {"role", "id", "type", "name"}:
-            into[name] += value
-        elif isinstance(value, list) and isinstance(into.get(name), list):
-            into[name] += value
-        elif isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
+        elif value is None or (known and name in _NAMES):
+            into.setdefault(name, value)
+        elif isinstance(value, str) and isinstance(known, str):  # noqa: SIM114 - joined, mypy loses which is which
+            into[name] = known + value
+        elif isinstance(value, list) and isinstance(known, list):
+            into[name] = known + value
+        elif isinstance(value, dict) and isinstance(known, dict):
+            _merge(known, value)
         else:
-            into[name] = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
+            into[name] = dict(value) if isinstance(value, dict) else value
 
 
 def _merge_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
-    for delta in deltas:
-        index = delta.get("index", len(calls))
-        known = next((call for call in calls if call.get("index") == index), None)
+    """A fragment without an index begins a new call when it has an id, and belongs to the last one when it has none."""
+    for delta in (one for one in deltas if isinstance(one, dict)):
+        last = max((call["index"] for call in calls), default=-1)
+        index = delta.get("index")
+        if not isinstance(index, int):
+            index = last + 1 if delta.get("id") or last < 0 else last
+        known = next((call for call in calls if call["index"] == index), None)
         if known is None:
             known = {"index": index}
             calls.append(known)
-        _merge(known, delta)
+        _merge(known, {name: value for name, value in delta.items() if name != "index"})
 
 
 _WORDS = re.compile(r"\S*\s*|\s+", re.DOTALL)
 
 
-def chunks_of(body: bytes) -> list[bytes]:
-    """The data of the chunks that a whole answer makes when its client asked to stream; without usage and [DONE]."""
+def chunks_of(body: bytes) -> Iterator[bytes]:
+    """The data of the chunks that a whole answer makes when its client asked to stream, its usage last; without [DONE]."""
     whole = json.loads(body)
     is_chat = whole.get("object") != "text_completion"
     head = {name: value for name, value in whole.items() if name not in {"choices", "usage"}}
-    if is_chat:
-        head["object"] = "chat.completion.chunk"
-    found: list[bytes] = []
+    head["object"] = "chat.completion.chunk" if is_chat else "text_completion"
+    opening = _dump(head)[:-1] + b',"choices":['
     for choice in whole.get("choices") or ():
+        own = {"index": choice.get("index", 0)}
         for part in _chat_parts(choice) if is_chat else _text_parts(choice):
-            found.append(_dump({**head, "choices": [{"index": choice.get("index", 0), **part}]}))
-    return found
+            yield opening + _dump(own | part) + b"]}"
+    if whole.get("usage") is not None:
+        yield opening + b'],"usage":' + _dump(whole["usage"]) + b"}"
 
 
-def _dump(value: dict[str, Any]) -> bytes:
+def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def _part_of(said: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
+    return {**said, "logprobs": logprobs, "finish_reason": None}
+
+
+def _last_part(said: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """The part that ends a choice; what else the choice carries (a content filter's result) travels with it."""
+    known = {"index", "message", "text", "logprobs", "finish_reason"}
+    rest = {name: value for name, value in choice.items() if name not in known}
+    return {**said, "logprobs": None, "finish_reason": choice.get("finish_reason"), **rest}
 
 
 def _chat_parts(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
     message = dict(choice.get("message") or {})
-    content = message.pop("content", None)
-    first: dict[str, Any] = {"role": message.pop("role", "assistant"), "content": "" if content else None}
+    content, role = message.pop("content", None), message.pop("role", "assistant")
     calls = message.pop("tool_calls", None)
     logprobs = choice.get("logprobs")
-    yield {"delta": first, "logprobs": None, "finish_reason": None}
+    plain = isinstance(content, str)
+    yield _part_of({"delta": {"role": role, "content": "" if plain else None}})
     rest = {name: value for name, value in message.items() if value is not None}
     if rest:
-        yield {"delta": rest, "logprobs": None, "finish_reason": None}
-    if logprobs:
+        yield _part_of({"delta": rest})
+    if logprobs or (content and not plain):
         # Token texts and the words below need not align: with logprobs the content travels in one piece.
-        yield {"delta": {"content": content}, "logprobs": logprobs, "finish_reason": None}
+        yield _part_of({"delta": {"content": content} if content else {}}, logprobs)
     elif content:
         for word in _words(content):
-            yield {"delta": {"content": word}, "logprobs": None, "finish_reason": None}
-    for index, call in enumerate(calls or ()):
-        yield {"delta": {"tool_calls": [{"index": index, **call}]}, "logprobs": None, "finish_reason": None}
-    yield {"delta": {}, "logprobs": None, "finish_reason": choice.get("finish_reason")}
+            yield _part_of({"delta": {"content": word}})
+    listed = calls if isinstance(calls, list) else []
+    for index, call in enumerate(call for call in listed if isinstance(call, dict)):
+        yield _part_of({"delta": {"tool_calls": [{**call, "index": index}]}})
+    yield _last_part({"delta": {}}, choice)
 
 
 def _text_parts(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if choice.get("logprobs"):
-        yield {"text": choice.get("text", ""), "logprobs": choice["logprobs"], "finish_reason": None}
+        yield _part_of({"text": choice.get("text", "")}, choice["logprobs"])
     else:
         for word in _words(choice.get("text") or ""):
-            yield {"text": word, "logprobs": None, "finish_reason": None}
-    yield {"text": "", "logprobs": None, "finish_reason": choice.get("finish_reason")}
+            yield _part_of({"text": word})
+    yield _last_part({"text": ""}, choice)
 
 
 def _words(text: str) -> list[str]:
     return [word for word in _WORDS.findall(text) if word]
 
 
-def usage_chunk(data: bytes, usage: Usage) -> bytes:
-    """The extra chunk that closes a stream whose client asked for usage, made after the shape of its last chunk."""
-    last = json.loads(data)
-    head = {name: value for name, value in last.items() if name not in {"usage", "obfuscation"}}
-    return _dump({**head, "choices": [], "usage": usage_object(usage)})
-
-
 def with_null_usage(data: bytes) -> bytes:
     """A chunk as it goes to a client that asked for usage: `"usage":null` added when the key is not there."""
-    return data if b'"usage"' in data else data[: data.rindex(b"}")] + b',"usage":null}'
+    return data if _USAGE_KEY.search(data) else data[: data.rindex(b"}")] + b',"usage":null}'

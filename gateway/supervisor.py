@@ -283,8 +283,8 @@ class Supervisor:
         self._front_writer.write(frames.encode(frame))
         return True
 
-    def _event(self, name: str, *, level: str = "info", **fields: str | int | list[str]) -> None:
-        event = control.Event(name=name, fields=dict(fields), level=level)
+    def _event(self, name: str, **fields: str | int | list[str]) -> None:
+        event = control.Event(name=name, fields=dict(fields))
         if not self._send(event):
             self._unsent.append(event)
 
@@ -301,7 +301,7 @@ class Supervisor:
         if not problem:
             self._event("worker.ready", worker=name)
         elif problem.startswith(("killed", "exited")):
-            self._event("worker.lost", level="warning", worker=name, reason=problem)
+            self._event("worker.lost", worker=name, reason=problem)
 
     async def _watch_policies(self) -> None:
         watcher = Watcher(self._config, self._config.policies_folder, self._store)
@@ -313,11 +313,11 @@ class Supervisor:
                 case Waiting() as waiting:
                     self._activate(waiting.generation)
                     say(_waiting_text(waiting))
-                    self._event("policy.refused", level="warning", reason="loses limits", lost=list(waiting.lost), hash=waiting.hash)
+                    self._event("policy.refused", reason="loses limits", lost=list(waiting.lost), hash=waiting.hash)
                 case Broken(problems):
                     shown = [str(problem) for problem in problems]
                     say("gateway: the changed policies cannot be used; the last good ones stay in force:\n  " + "\n  ".join(shown))
-                    self._event("policy.refused", level="error", reason="broken", problems=shown)
+                    self._event("policy.refused", reason="broken", problems=shown)
 
     def _activate(self, generation: Generation) -> None:
         if generation.hash == self._generation.hash:
@@ -419,6 +419,20 @@ def _lock(config: Config) -> IO[bytes]:
     return lock
 
 
+def _check_log_folder(config: Config) -> None:
+    """Raises ConfigError when requests could not be logged from the first one on. With `on_full = "drop"` they are served anyway."""
+    folder = config.logs_folder
+    if config.logs.stdout or config.logs.on_full == "drop":
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"the log folder cannot be written: {error.strerror}; mend its permissions, or set another logs.folder"
+        raise ConfigError([Problem(str(folder), message)]) from None
+
+
 def _first_generation(config: Config, store: Store) -> tuple[Generation, str]:
     """The policies to start with, and what a person should know of them. A broken or lossy folder never weakens what was in force."""
     try:
@@ -439,6 +453,7 @@ def serve(config: Config) -> int:
     try:
         configured_keys(config)
         redis_url(config)
+        _check_log_folder(config)
         KeyFile(config.state_dir / "keys.json").read()
         store = Store(config.state_dir / "policies")
         generation, notice = _first_generation(config, store)

@@ -15,6 +15,9 @@ from gateway.errors import InvalidRequest
 
 ENDPOINTS = ("chat/completions", "completions", "embeddings")
 
+MAX_DEPTH = 200
+"""Levels of arrays and objects in a body. Below what Python's recursion bears, so that whoever walks the data may recurse."""
+
 
 class Request(Struct, frozen=True, kw_only=True):
     """One request as the client sent it: its bytes, and a parsed copy of what we act on."""
@@ -27,6 +30,8 @@ class Request(Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     """Whether the client asked for a usage chunk."""
+    choices: int = 1
+    """How many choices a whole answer has: `n` for each prompt."""
     max_output: int | None = None
     needs: tuple[str, ...] = ()
     """Capabilities a model must have, the endpoint's own first."""
@@ -42,29 +47,71 @@ def parse(body: bytes) -> dict[str, Any]:
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
         data = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except _Twice:
+        raise InvalidRequest(f"A key stands twice in one object ({_second_key(body)}).", code="duplicate_key") from None
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not valid UTF-8 (byte {error.start}).") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidRequest(f"We could not parse the JSON body of your request: {error.msg} at {where}.") from None
     except RecursionError:
-        raise InvalidRequest("The JSON body is nested too deeply.", code="nested_too_deeply") from None
+        raise _too_deep() from None
     except ValueError:
         raise InvalidRequest("The JSON body holds a number with too many digits.") from None
     if not isinstance(data, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {_kind(data)}.")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_depth(data)
     return data
+
+
+class _Twice(Exception):
+    """An object has the same key twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise InvalidRequest(f"The key {json.dumps(name[:64])} stands twice in one object.", code="duplicate_key")
-            seen.add(name)
+        raise _Twice
     return made
+
+
+def _second_key(body: bytes) -> str:
+    """Where the second of two equal keys stands. Its name is the client's text, and text stays out of messages."""
+    levels: list[set[str] | None] = []
+    expect_key = False
+    for token in _TOKEN.finditer(body):
+        text = token.group()
+        if text in (b"{", b"["):
+            levels.append(set() if text == b"{" else None)
+            expect_key = text == b"{"
+        elif text in (b"}", b"]"):
+            levels.pop()
+        elif text == b",":
+            expect_key = levels[-1] is not None
+        elif expect_key and (keys := levels[-1]) is not None:
+            key = json.loads(text.decode())
+            if key in keys:
+                line = body.count(b"\n", 0, token.start()) + 1
+                column = len(body[body.rfind(b"\n", 0, token.start()) + 1 : token.start()].decode()) + 1
+                return f"line {line}, column {column}"
+            keys.add(key)
+            expect_key = False
+    raise AssertionError("the parser has seen a key twice")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The JSON body is nested deeper than {MAX_DEPTH} levels.", code="nested_too_deeply")
+
+
+def _check_depth(data: dict[str, Any]) -> None:
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        inner = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise _too_deep()
 
 
 def _no_constant(name: str) -> Any:
@@ -85,16 +132,19 @@ def read(endpoint: str, body: bytes) -> Request:
     if not model:
         raise InvalidRequest("You must provide a model parameter.", param="model", code="missing_required_parameter")
     needs = [{"chat/completions": "chat"}.get(endpoint, endpoint)]
+    parts = _parts(data)
+    _check_words(data, "modalities")
     if endpoint == "embeddings":
-        if data.get("input") is None:
-            raise _missing("input")
+        _texts(data, "input")
         return Request(endpoint=endpoint, body=body, data=data, model=model, needs=tuple(needs))
+    prompts = 1
     if endpoint == "chat/completions":
-        needs += _chat_needs(data)
-    elif data.get("prompt") is None:
-        raise _missing("prompt")
+        needs += _chat_needs(data, parts)
+    else:
+        prompts = _texts(data, "prompt")
     options = _field(data, "stream_options", dict) or {}
-    if (_field(data, "n", int) or 1) > 1:
+    count = _field(data, "n", int) or 1
+    if count > 1:
         needs.append("n")
     limits = [limit for name in ("max_completion_tokens", "max_tokens") if (limit := _field(data, name, int)) is not None]
     return Request(
@@ -104,6 +154,7 @@ def read(endpoint: str, body: bytes) -> Request:
         model=model,
         stream=bool(_field(data, "stream", bool)),
         include_usage=options.get("include_usage") is True,
+        choices=max(1, count) * prompts,
         max_output=limits[0] if limits else None,
         needs=tuple(needs),
     )
@@ -118,27 +169,60 @@ def _field(data: dict[str, Any], name: str, type_: type) -> Any:
     if value is None:
         return None
     if not isinstance(value, type_) or (type_ is int and isinstance(value, bool)):
-        wanted = {str: "a string", int: "an integer", bool: "a boolean", dict: "an object", list: "an array"}[type_]
-        message = f"Invalid type for '{name}': expected {wanted}, but got {_kind(value)} instead."
-        raise InvalidRequest(message, param=name, code="invalid_type")
+        names = {str: "a string", int: "an integer", bool: "a boolean", dict: "an object", list: "an array"}
+        raise _wrong(name, names[type_], value)
     return value
 
 
-def _chat_needs(data: dict[str, Any]) -> list[str]:
-    """Capabilities the messages and options ask for. Raises InvalidRequest when `messages` is not a list of objects."""
-    messages = _field(data, "messages", list)
+def _wrong(name: str, wanted: str, value: Any) -> InvalidRequest:
+    message = f"Invalid type for '{name}': expected {wanted}, but got {_kind(value)} instead."
+    return InvalidRequest(message, param=name, code="invalid_type")
+
+
+def _texts(data: dict[str, Any], name: str) -> int:
+    """How many texts a `prompt` or `input` holds: a string, tokens, or an array of either."""
+    value = data.get(name)
+    if value is None:
+        raise _missing(name)
+    if isinstance(value, str):
+        return 1
+    if not isinstance(value, list):
+        raise _wrong(name, "a string or an array", value)
+    for index, item in enumerate(value):
+        if not isinstance(item, str | int | list):
+            raise _wrong(f"{name}[{index}]", "a string, a token or an array of tokens", item)
+    return 1 if not value or isinstance(value[0], int) else len(value)
+
+
+def _check_words(data: dict[str, Any], name: str) -> None:
+    for index, word in enumerate(_field(data, name, list) or ()):
+        if not isinstance(word, str):
+            raise _wrong(f"{name}[{index}]", "a string", word)
+
+
+def _parts(data: dict[str, Any]) -> set[str]:
+    """The kinds of content parts in all messages. Raises InvalidRequest for messages and parts that are no objects."""
+    kinds: set[str] = set()
+    for index, message in enumerate(_field(data, "messages", list) or ()):
+        if not isinstance(message, dict):
+            raise _wrong(f"messages[{index}]", "an object", message)
+        content = message.get("content")
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict):
+                kind = part.get("type")
+                if kind is not None and not isinstance(kind, str):
+                    raise _wrong(f"messages[{index}].content[{number}].type", "a string", kind)
+                kinds.add(kind or "")
+    return kinds
+
+
+def _chat_needs(data: dict[str, Any], parts: set[str]) -> list[str]:
+    """Capabilities the messages and options ask for. Raises InvalidRequest when there is no message."""
+    messages = data.get("messages")
     if messages is None:
         raise _missing("messages")
     if not messages:
         raise InvalidRequest("'messages' must hold at least one message.", param="messages", code="empty_array")
-    parts: set[str] = set()
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            said = f"Invalid type for 'messages[{index}]': expected an object, but got {_kind(message)} instead."
-            raise InvalidRequest(said, param=f"messages[{index}]", code="invalid_type")
-        content = message.get("content")
-        if isinstance(content, list):
-            parts |= {str(part.get("type")) for part in content if isinstance(part, dict)}
     needs = [need for kind, need in _PART_NEEDS.items() if kind in parts]
     if data.get("tools") or data.get("functions"):
         needs.append("tools")
@@ -152,8 +236,9 @@ def _chat_needs(data: dict[str, Any]) -> list[str]:
 
 _PART_NEEDS = {"image_url": "images", "input_audio": "audio", "file": "files"}
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s"{}\[\]:,]+', re.DOTALL)
-_MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_TOKEN = re.compile(_STRING + rb'|[{}\[\]:,]|[^\s"{}\[\]:,]++', re.DOTALL)
+_MODEL = re.compile(rb'"model"\s*+:\s*+(' + _STRING + rb")", re.DOTALL)
 
 
 def with_model(request: Request, model: str) -> bytes:
@@ -178,14 +263,19 @@ def with_model(request: Request, model: str) -> bytes:
 def with_usage(body: bytes) -> bytes:
     """The bytes with `stream_options.include_usage` set to true, for an upstream whose client did not ask for usage."""
     data = json.loads(body)
-    options = data.get("stream_options")
-    wanted = {**data, "stream_options": {**(options or {}), "include_usage": True}}
-    quoted = json.dumps(wanted["stream_options"], ensure_ascii=True).encode()
-    if "stream_options" in data:
-        start, end = _span(body, "stream_options")
-        return _checked(body[:start] + quoted + body[end:], wanted)
-    end = body.rindex(b"}")
-    return _checked(body[:end] + b',"stream_options":' + quoted + body[end:], wanted)
+    options = data.get("stream_options") or {}
+    wanted = {**data, "stream_options": {**options, "include_usage": True}}
+    if "stream_options" not in data:
+        end = body.rindex(b"}")
+        return _checked(body[:end] + b',"stream_options":{"include_usage":true}' + body[end:], wanted)
+    start, end = _span(body, "stream_options")
+    value = body[start:end]
+    if "include_usage" in options:
+        first, last = _span(value, "include_usage")
+        value = value[:first] + b"true" + value[last:]
+    else:
+        value = b'{"include_usage":true' + (b"," + value[1:] if options else b"}")
+    return _checked(body[:start] + value + body[end:], wanted)
 
 
 def _checked(edited: bytes, wanted: dict[str, Any]) -> bytes:

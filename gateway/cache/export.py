@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -91,6 +92,7 @@ def _read_source(source: Path) -> tuple[int, bool]:
 def _load_network(source: Path) -> tuple[Any, int]:
     import torch  # noqa: PLC0415 - heavy, and only the export needs it
     from transformers import AutoModel  # noqa: PLC0415 - as above
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - as above
 
     class LastHidden(torch.nn.Module):  # type: ignore[misc] # torch is not type-checked here
         """Token vectors of a BERT-like network, as a function of two tensors."""
@@ -102,6 +104,7 @@ def _load_network(source: Path) -> tuple[Any, int]:
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
             return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
+    disable_progress_bar()
     network = AutoModel.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
     return LastHidden(network).eval(), int(network.config.hidden_size)
 
@@ -160,6 +163,10 @@ def _put_in_place(made: Path, target: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's notes on its own internals away from the operator; its errors still come."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -65,7 +65,7 @@ class Shared:
         on_purged: Purged | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._redis: Any = aioredis.Redis.from_url(url, socket_connect_timeout=1.0, health_check_interval=0)
+        self._redis: Any = aioredis.Redis.from_url(url, protocol=2, socket_connect_timeout=1.0)
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._pause_s = pause_s

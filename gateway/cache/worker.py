@@ -56,6 +56,8 @@ _STALE_S = 0.5
 _VECTORS_KEPT = 2_048
 _RETRY_S = 5.0
 _SWEEP_S = 30.0
+_FLUSH_S = 2.0
+"""Of stores that wait when the worker is told to stop."""
 
 
 class Options(NamedTuple):
@@ -104,7 +106,7 @@ class Engine:
         except (ConfigError, ImportError, RuntimeError, ValueError, OSError) as error:
             self._problem = f'embedder "{name}" cannot be loaded: {error}'
             return False
-        dropped = self._index.use_embedder(embedder.identity, embedder.dimensions)
+        dropped = self._guarded(lambda: self._index.use_embedder(embedder.identity, embedder.dimensions))
         if dropped:
             sys.stderr.write(f"{self._options.store}: another embedder; {dropped} entries dropped\n")
         self._embedder, self._problem = embedder, ""
@@ -196,16 +198,27 @@ class Engine:
 
     def sweep(self) -> Training | None:
         """Drop what has expired; the search structure that should now be built, if one should."""
-        self._index.sweep()
+        self._guarded(self._index.sweep)
         return self._index.training()
 
     def adopt(self, training: Training) -> None:
         """Search through the structure that was built."""
-        self._index.adopt(training)
+        self._guarded(lambda: self._index.adopt(training))
 
     def close(self) -> None:
         """Write what is only in memory."""
-        self._index.close()
+        self._guarded(self._index.close)
+
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """Work of our own that no call waits for: a fault of the file is mended or said, and does not end the worker."""
+        try:
+            return work()
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                self._index.renew(error)
+            else:
+                sys.stderr.write(f"{self._options.store}: {error}; free some space or check the disk\n")
+            return None
 
     def _short_vector(self, text: str) -> embed.Vectors | None:
         """The text's vector, or None for a long one. A miss is embedded once: its Store finds the vector here."""
@@ -264,10 +277,11 @@ class Worker:
         self._hello = engine.hello()
 
     async def _compute(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        """Run in the engine's thread. Work that was handed over is done even when its caller is cancelled."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments))
 
     async def run(self, path: Path, *, started: Callable[[], None] = lambda: None) -> None:
-        """Serve on the socket until cancelled, then finish the piece at hand and write everything down."""
+        """Serve on the socket until cancelled, then keep what was sent to be kept and write everything down."""
         server = await asyncio.start_unix_server(self._serve, path)
         path.chmod(0o600)  # noqa: ASYNC240 - once, before anything is served
         try:
@@ -277,9 +291,13 @@ class Worker:
                 tasks.create_task(self._keep_up())
         finally:
             server.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_S):
+                    while self._writes:
+                        await self._write()
             for peer in tuple(self._peers):
                 peer.close()
-            await asyncio.shield(self._compute(self._engine.close))
+            await self._compute(self._engine.close)
             self._thread.shutdown()
             path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, after everything was served
 
@@ -375,8 +393,13 @@ class Worker:
         """Sweep, and build a search structure beside the running one when a partition has outgrown its own."""
         training = await self._compute(self._engine.sweep)
         if training is not None:
-            await asyncio.to_thread(training.build)
-            await self._compute(self._engine.adopt, training)
+            try:
+                await asyncio.to_thread(training.build)
+            except (sqlite3.Error, RuntimeError) as error:
+                # The flat search goes on serving; a later start of the worker tries again.
+                sys.stderr.write(f"cache worker: building a search structure failed with {type(error).__name__}\n")
+            else:
+                await self._compute(self._engine.adopt, training)
         self._hello = self._engine.hello()
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
+from contextlib import aclosing, suppress
+from typing import Any, Self
 
 from litestar.types import HTTPScope, Receive, Send
 
 from gateway.auth import Keys, bearer
+from gateway.dispatch import finished
 from gateway.errors import (
     ApiError,
     InternalError,
@@ -28,7 +29,7 @@ from gateway.pipeline import Incoming, Pipeline
 from gateway.reply import JSON, Headers, Reply
 
 DRAIN_S = 5.0
-"""How long the rest of a refused upload is read and thrown away, so that its sender sees the answer."""
+"""How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 
 
 def request_id() -> str:
@@ -45,7 +46,7 @@ def header_map(scope: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-class Gone(Exception):  # noqa: N818 - an event, not a fault
+class Gone(Exception):
     """The client left while its body was being read."""
 
 
@@ -71,30 +72,27 @@ class Edge:
     async def handle(self, endpoint: str, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """One request from its head to its Record."""
         ledger = self._ledgers(request_id(), endpoint)
+        exchange = _Exchange(receive, send, ledger)
         self.in_flight += 1
-        ending: Ending = "cancelled"
-        status, error = 499, ""
         try:
-            await self._serve(endpoint, scope, receive, send, ledger)
+            await self._serve(endpoint, scope, exchange, ledger)
         except Gone:
-            ending = "client_gone"
+            ledger.close("client_gone", status=499)
         except ApiError as refusal:
-            tried = bool(ledger.fields.get("tried"))
-            ending, status, error = ("failed" if tried else "refused"), refusal.status, refusal.code or refusal.type
-            await _send_error(send, refusal, ledger)
-        except Exception as fault:
-            # The outermost boundary: recorded by type and place, never by its text, which may quote the request.
-            place = _place(fault)
-            ledger.event("request.crashed", fault=type(fault).__name__, place=place)
-            ending, status, error = "failed", 500, type(fault).__name__
-            said = f"The gateway failed on this request; its log has the details under {ledger.request_id}."
-            with suppress(Exception):
-                await _send_error(send, InternalError(said), ledger)
+            ending: Ending = "failed" if ledger.fields.get("tried") else "refused"
+            ledger.close(ending, status=refusal.status, error=refusal.code or refusal.type)
+            await exchange.refuse(refusal, self._pipeline.error_headers(ledger))
+        except Exception as fault:  # noqa: BLE001 - the outermost boundary: what nobody foresaw is recorded and answered
+            _log_crash(ledger, fault)
+            ledger.close("failed", status=500, error=type(fault).__name__)
+            if not exchange.started:
+                said = f"The gateway failed on this request; its log has the details under {ledger.request_id}."
+                await exchange.refuse(InternalError(said), [])
         finally:
             self.in_flight -= 1
-            ledger.close(ending, status=status, error=error)
+            ledger.close("cancelled", status=499)
 
-    async def _serve(self, endpoint: str, scope: HTTPScope, receive: Receive, send: Send, ledger: Ledger) -> None:
+    async def _serve(self, endpoint: str, scope: HTTPScope, exchange: _Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
         ledger.note(client_request_id=_printable(headers.get("x-client-request-id", "")))
         if scope["method"] != "POST":
@@ -103,41 +101,97 @@ class Edge:
         ledger.note(key_label=principal.label, tenant=principal.tenant)
         principal.require("chat")
         if (problem := self._log_problem()) is not None:
-            raise Unavailable(f"Requests cannot be logged, so none is served: {problem}", code="log_unavailable", retry_after_s=5.0)
+            raise Unavailable(
+                f"Requests cannot be logged, so none is served: {problem}", code="log_unavailable", retry_after_s=5.0
+            )
         _check_media(headers)
-        body = await self._read(headers, receive)
+        body = await exchange.body(_declared_bytes(headers), self._max_body_bytes)
         ledger.event("request.opened", endpoint=endpoint, key_label=principal.label, tenant=principal.tenant, bytes=len(body))
         incoming = Incoming(endpoint=endpoint, body=body, headers=headers, principal=principal)
-        async with _Departure(receive) as departure:
+        async with _Departure(exchange.receive) as departure:
             reply = await self._pipeline.answer(incoming, ledger)
             try:
-                await _send_reply(send, reply, ledger)
+                await exchange.deliver(reply)
+            except Exception as fault:  # noqa: BLE001 - a fault of ours after the head can only be told in the stream itself
+                _log_crash(ledger, fault)
+                await exchange.end(reply.crashed(type(fault).__name__))
             finally:
-                await asyncio.shield(reply.aclose(gone=departure.gone))
+                # From here on a departure changes nothing, and the server reports the end of the answer as one.
+                departure.over()
+                await finished(reply.aclose(gone=departure.gone))
 
-    async def _read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
-        declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            await _drain(receive)
-            raise self._too_large()
+
+class _Exchange:
+    """The two directions of one HTTP exchange, and how far each has come."""
+
+    def __init__(self, receive: Receive, send: Send, ledger: Ledger) -> None:
+        self.receive = receive
+        self._send = send
+        self._ledger = ledger
+        self._expects_body = True
+        self.started = False
+        """Whether the answer's head is out."""
+
+    async def body(self, declared_bytes: int, max_bytes: int) -> bytes:
+        """The whole request body. Raises TooLarge as soon as it is known to be, Gone when the client leaves."""
+        too_large = TooLarge(f"The body is larger than {max_bytes} bytes (server.max_body_bytes).")
+        if declared_bytes > max_bytes:
+            raise too_large
         parts: list[bytes] = []
         size = 0
-        while True:
-            message: Any = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            part = message.get("body", b"")
+        while self._expects_body:
+            part = await self._next_part()
             size += len(part)
-            if size > self._max_body_bytes:
-                parts.clear()
-                await _drain(receive)
-                raise self._too_large()
+            if size > max_bytes:
+                raise too_large
             parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The body is larger than {self._max_body_bytes} bytes (server.max_body_bytes).")
+    async def _next_part(self) -> bytes:
+        message: Any = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        self._expects_body = bool(message.get("more_body", False))
+        part: bytes = message.get("body", b"")
+        return part
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": _encode(headers, self._ledger)})
+
+    async def deliver(self, reply: Reply) -> None:
+        """Send a reply, whole or piece by piece."""
+        headers = list(reply.headers)
+        if reply.body is not None:
+            headers.append(("content-length", str(len(reply.body))))
+        else:
+            headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+        await self._start(reply.status, headers)
+        async with aclosing(reply.pieces()) as pieces:
+            async for piece in pieces:
+                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self.end(b"")
+
+    async def end(self, body: bytes) -> None:
+        """The last bytes of the answer."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def refuse(self, error: ApiError, own: Headers) -> None:
+        """Send an error. A sender that is still busy with its body sees it at once; the rest is thrown away for a while."""
+        body = error.body()
+        headers = [*error.headers(), *own, ("content-length", str(len(body)))]
+        if not any(name == "content-type" for name, _ in headers):
+            headers.append(JSON)
+        if isinstance(error, MethodNotAllowed):
+            headers.append(("allow", "POST"))
+        await self._start(error.status, headers)
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        # Closing a connection with unread bytes resets it, and the answer with it: a sender that has not ended is drained.
+        with suppress(Gone, TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while self._expects_body:
+                    await self._next_part()
+        await self.end(b"")
 
 
 class _Departure:
@@ -147,7 +201,7 @@ class _Departure:
         self._receive = receive
         self.gone = False
 
-    async def __aenter__(self) -> _Departure:
+    async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
         self._watch = asyncio.create_task(self._until_gone())
         return self
@@ -161,30 +215,30 @@ class _Departure:
         if self._task is not None:
             self._task.cancel()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def over(self) -> None:
+        """Watch no longer."""
         self._watch.cancel()
-        if self.gone and self._task is not None and kind is asyncio.CancelledError:
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.over()
+        if self.gone and self._task is not None and self._task.cancelling():
             self._task.uncancel()
-            raise Gone from None
+            if kind is asyncio.CancelledError:
+                raise Gone from None
+
+
+def _declared_bytes(headers: Mapping[str, str]) -> int:
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdecimal() and len(declared) < 20 else 0
 
 
 def _check_media(headers: Mapping[str, str]) -> None:
     encoding = headers.get("content-encoding", "identity").lower()
     if encoding not in {"", "identity"}:
-        raise UnsupportedMedia(f"Bodies with content-encoding {ascii(encoding[:32])} are not read here; send it unencoded.")
+        raise UnsupportedMedia(f"Bodies with content-encoding {encoding[:32]!a} are not read here; send it unencoded.")
     media = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
-        raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {ascii(media[:64])}.")
-
-
-async def _drain(receive: Receive) -> None:
-    """Throw away what is still coming, for a while."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_S):
-            while True:
-                message: Any = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
+        raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {media[:64]!a}.")
 
 
 def _encode(headers: Headers, ledger: Ledger) -> list[tuple[bytes, bytes]]:
@@ -195,25 +249,9 @@ def _encode(headers: Headers, ledger: Ledger) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in (*headers, *own)]
 
 
-async def _send_reply(send: Send, reply: Reply, ledger: Ledger) -> None:
-    headers = list(reply.headers)
-    if reply.body is not None:
-        headers.append(("content-length", str(len(reply.body))))
-    else:
-        headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-    await send({"type": "http.response.start", "status": reply.status, "headers": _encode(headers, ledger)})
-    async for piece in reply.pieces():
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _send_error(send: Send, error: ApiError, ledger: Ledger) -> None:
-    body = error.body()
-    headers = [*error.headers(), JSON, ("content-length", str(len(body)))]
-    if policy := ledger.fields.get("policy"):
-        headers.append(("x-gateway-policy", str(policy)))
-    await send({"type": "http.response.start", "status": error.status, "headers": _encode(headers, ledger)})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+def _log_crash(ledger: Ledger, fault: Exception) -> None:
+    """Type and place of a fault, never its text: that may quote the request."""
+    ledger.event("request.crashed", fault=type(fault).__name__, place=_place(fault))
 
 
 def _place(fault: BaseException) -> str:
@@ -226,4 +264,3 @@ def _place(fault: BaseException) -> str:
 
 def _printable(text: str) -> str:
     return text[:512] if text.isascii() and text.isprintable() else ""
-

@@ -22,6 +22,7 @@ PRIOR_TTFT_MS = 100.0
 _HEALTHY = Health()
 _CACHE_RANK: Mapping[str, int] = MappingProxyType({"off": 0, "exact": 1, "semantic": 2})
 _MOST_CACHED_RANK = RANK["internal"]
+_PERSONAL_RANK = RANK["confidential"]
 
 
 def decide(generation: Generation, policy_name: str, facts: Facts, health: HealthOf) -> Decision:
@@ -33,7 +34,10 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     removed: list[Removed] = []
     limits = [limit for limit in generation.limits if limit.holds is None or limit.holds(facts)]
     fitting = _fitting(generation.rows_for(facts.model), facts, removed)
+    own = {row.name for row in fitting}
     cleared = _cleared(fitting, facts, removed)
+    if fitting and _narrows(facts, cleared):
+        cleared += _substitutes(generation, facts, fitting)
     allowed = _allowed(cleared, limits, facts, removed)
     route = _route(policy, facts)
     wanted = _wanted(allowed, route, removed)
@@ -44,7 +48,10 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     return Decision(
         policy=generation.label(policy_name),
         rule=route.name if route else "",
-        candidates=_ordered(ready, route, facts, health),
+        candidates=(
+            *_ordered([row for row in ready if row.name in own], route, facts, health),
+            *_ordered([row for row in ready if row.name not in own], route, facts, health),
+        ),
         removed=tuple(removed),
         cache=_cache(limits, facts) if wanted else "off",
         log_text=_log_text(generation, limits, facts),
@@ -52,6 +59,25 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
         limits=tuple([limit.name for limit in limits]),
         refusal=refusal,
     )
+
+
+def _narrows(facts: Facts, cleared: Collection[Row]) -> bool:
+    """Whether the local models may answer in the place of the one that was named.
+
+    So for personal data, and for whatever class none of the named model's upstreams takes; never for embeddings, since vectors
+    of another model are not comparable. It hangs on facts and catalogue alone: were it to hang on what the limits leave,
+    adding a limit could add an upstream.
+    """
+    if facts.endpoint == "embeddings":
+        return False
+    return RANK[facts.class_] >= _PERSONAL_RANK or not cleared
+
+
+def _substitutes(generation: Generation, facts: Facts, own: Collection[Row]) -> list[Row]:
+    """The local options beyond the named model's own that are able to serve this and may see it."""
+    names = {row.name for row in own}
+    rows = [row for row in generation.local_rows if row.name not in names]
+    return _cleared(_fitting(rows, facts, []), facts, [])
 
 
 def expected_cost_usd(option: Option, facts: Facts) -> float | None:

@@ -168,6 +168,7 @@ class Generation:
         self.policies = {document.shape.policy: _policy(document, catalogue) for document in documents}
         bits = _bits(catalogue)
         self._rows = {name: tuple(_row(option, bits) for option in options) for name, options in catalogue.models.items()}
+        self.local_rows = tuple(_row(option, bits) for option in catalogue.options() if option.zone == "local")
         self.notes = tuple(_notes(documents, catalogue, self.limits))
         """What is worth a look, though it may be meant; shown by `gateway check`."""
 

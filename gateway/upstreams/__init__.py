@@ -20,6 +20,8 @@ class Call(Struct, frozen=True):
     stream: bool
     headers: tuple[tuple[str, str], ...] = ()
     """Client headers that may travel; never its key."""
+    usage_added: bool = False
+    """Whether `body` asks for a usage chunk that the client did not ask for, and must not get."""
 
 
 class Piece(NamedTuple):

@@ -77,7 +77,9 @@ class EchoAnswer:
 
     async def _stream(self, body: dict[str, Any]) -> AsyncIterator[Piece]:
         if self._config.fail == "first":
-            yield Piece(sse.event_of(b'{"error":{"message":"echo fails on purpose","type":"server_error","param":null,"code":null}}'))
+            yield Piece(
+                sse.event_of(b'{"error":{"message":"echo fails on purpose","type":"server_error","param":null,"code":null}}')
+            )
             return
         is_chat = self._call.endpoint == "chat/completions"
         include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
@@ -86,9 +88,9 @@ class EchoAnswer:
         parts += [{"delta": {"content": word}} if is_chat else {"text": word} for word in words]
         parts.append({"delta": {}} if is_chat else {"text": ""})
         for index, part in enumerate(parts):
-            if self._config.fail == "midway" and index == 2:
+            if self._config.fail == "midway" and index == min(2, len(parts) - 1):
                 raise UpstreamFailed("cut", "cut on purpose")
-            finish = "stop" if index == len(parts) - 1 else None
+            finish = _finish_reason(body) if index == len(parts) - 1 else None
             choice = {"index": 0, **part, "logprobs": None, "finish_reason": finish}
             null_usage = {"usage": None} if include_usage else {}
             yield Piece(sse.event_of(_dump({**self._head(stream=True), "choices": [choice], **null_usage})))
@@ -106,7 +108,7 @@ class EchoAnswer:
         text = "".join(words)
         is_chat = self._call.endpoint == "chat/completions"
         said = {"message": {"role": "assistant", "content": text, "refusal": None}} if is_chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": "stop"}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": _finish_reason(body)}
         return {**self._head(stream=False), "choices": [choice], "usage": _usage(body, words)}
 
     async def aclose(self) -> None:
@@ -126,14 +128,24 @@ def _asked(body: dict[str, Any]) -> str:
     users = [message for message in body.get("messages", ()) if message.get("role") == "user"]
     content = users[-1].get("content") if users else ""
     if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return content or ""
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
 
 
 def _words(body: dict[str, Any]) -> list[str]:
     words = _WORDS.findall(_asked(body)) or ["(empty)"]
+    return words[: _limit(body)]
+
+
+def _limit(body: dict[str, Any]) -> int | None:
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    return words[:limit] if limit else words
+    return max(0, limit) if limit else None
+
+
+def _finish_reason(body: dict[str, Any]) -> str:
+    limit = _limit(body)
+    return "length" if limit is not None and len(_WORDS.findall(_asked(body))) > limit else "stop"
 
 
 def _usage(body: dict[str, Any], words: list[str]) -> dict[str, int]:
@@ -143,5 +155,12 @@ def _usage(body: dict[str, Any], words: list[str]) -> dict[str, int]:
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
     texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
-    rows = [{"object": "embedding", "index": index, "embedding": [float(len(str(text))), 1.0]} for index, text in enumerate(texts)]
-    return {"object": "list", "data": rows, "model": body.get("model"), "usage": {"prompt_tokens": len(texts), "total_tokens": len(texts)}}
+    rows = [
+        {"object": "embedding", "index": index, "embedding": [float(len(str(text))), 1.0]} for index, text in enumerate(texts)
+    ]
+    return {
+        "object": "list",
+        "data": rows,
+        "model": body.get("model"),
+        "usage": {"prompt_tokens": len(texts), "total_tokens": len(texts)},
+    }

@@ -6,6 +6,7 @@ The only module that imports httpx for the request path; knows neither policy no
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -42,7 +43,9 @@ class OpenAI:
         seconds = config.connect_timeout_s
         timeout = httpx.Timeout(connect=seconds, read=None, write=config.idle_timeout_s, pool=seconds)
         self._url = config.base_url.rstrip("/") + "/"
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, follow_redirects=False)
+        # A cookie set on one client's answer must not travel with another client's request: the jar takes none.
+        cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._client = httpx.AsyncClient(headers=headers, cookies=cookies, limits=limits, timeout=timeout, follow_redirects=False)
 
     def unavailable(self, model: str | None = None) -> str | None:  # noqa: ARG002 - one answer for all its models
         """See `Upstream.unavailable`."""
@@ -54,7 +57,7 @@ class OpenAI:
         request = self._client.build_request("POST", self._url + call.endpoint, content=call.body, headers=headers)
         try:
             response = await self._client.send(request, stream=True)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _failed(error) from None
         return HttpAnswer(response)
 
@@ -80,9 +83,10 @@ class HttpAnswer:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         try:
-            async for data in self._response.aiter_raw():
+            # Decoded, because some APIs compress whatever was asked; without an encoding these are the bytes as they came.
+            async for data in self._response.aiter_bytes():
                 yield Piece(data)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _failed(error, answered=True) from None
 
     async def aclose(self) -> None:
@@ -90,7 +94,7 @@ class HttpAnswer:
         await self._response.aclose()
 
 
-def _failed(error: httpx.TransportError, *, answered: bool = False) -> UpstreamFailed:
+def _failed(error: httpx.RequestError, *, answered: bool = False) -> UpstreamFailed:
     """The row of the fallback table for a transport error. Its text may name the host, never the request."""
     if isinstance(error, httpx.PoolTimeout):
         return UpstreamFailed("overloaded", "all of its connections are in use")
@@ -98,4 +102,6 @@ def _failed(error: httpx.TransportError, *, answered: bool = False) -> UpstreamF
         return UpstreamFailed("connect", f"cannot be reached ({type(error).__name__})")
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
         return UpstreamFailed("timeout", "did not answer in time")
+    if isinstance(error, httpx.DecodingError):
+        return UpstreamFailed("protocol", "sent a body that is not in the encoding it names")
     return UpstreamFailed("cut" if answered else "no_answer", f"closed the connection ({type(error).__name__})")

@@ -198,3 +198,32 @@ def test_a_store_that_cannot_be_made_is_said(tmp_path, capfd):
     arguments = ["--socket", str(tmp_path / "s"), "--store", str(tmp_path / "store"), "--embedder", "e", "--name", "n"]
     assert main(arguments) == 78
     assert '"state":"failed"' in capfd.readouterr().out
+
+
+async def test_a_store_sent_before_the_stop_is_kept(tmp_path, tiny):
+    """An answer that was sent just before the worker is told to stop is found by the next one."""
+    async with running(tmp_path, tiny) as client:
+        await until_ready(client)
+        for word in tiny_embedder.WORDS[5:25]:
+            client.send(Store(client.next_id(), SCOPE, word.encode(), word, b"a", "t", "m", "public", time.time() + 60))
+        await look_up(client, "tea")
+    async with running(tmp_path, tiny) as client:
+        assert (await until_ready(client)).entries == 20
+
+
+async def test_a_damaged_store_costs_its_entries_and_not_the_worker(tmp_path, tiny, capfd):
+    """A file that breaks under the running worker is set aside; the call that met it fails, the next ones work."""
+    async with running(tmp_path, tiny) as client:
+        await until_ready(client)
+        for word in tiny_embedder.WORDS[5:45]:
+            await store(client, word, answer=b"x" * 2_000)
+        index = client.worker._engine._index
+        index._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with index._path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (index._path.stat().st_size - 4096))
+        index._db.execute("PRAGMA shrink_memory")
+        assert isinstance(await look_up(client, "tea"), Failed)
+        assert (await store(client, "tea")).count == 1
+        assert isinstance(await look_up(client, "tea"), Found)
+    assert "damaged" in capfd.readouterr().err

@@ -12,6 +12,7 @@ from array import array
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -266,6 +267,38 @@ async def test_a_purge_reaches_the_other_processes(redis_url):
 
 
 @pytest.mark.redis
+async def test_a_purge_is_heard_also_by_who_was_cut_off(redis_url):
+    """A process whose connections broke learns of what was purged meanwhile; it is told once."""
+    told = asyncio.Queue()
+    here, there = Shared(redis_url, timeout_s=5), Shared(redis_url, timeout_s=5)
+    there.on_purged(lambda *what: told.put(what))
+    running = asyncio.create_task(there.run())
+    async with asyncio.timeout(20):
+        while told.empty():
+            await here.purge(tenant="first", model=None, class_=None, dry_run=False)
+            await asyncio.sleep(0.01)
+        await here._redis.client_kill_filter(_type="normal", skipme=True)
+        await here.purge(tenant="second", model=None, class_=None, dry_run=False)
+        while (heard := await told.get())[0] == "first":
+            pass
+    assert heard == ("second", None, None)
+    assert told.empty()
+    await ended(running)
+    await asyncio.gather(here.aclose(), there.aclose())
+
+
+@pytest.mark.redis
+async def test_an_answer_that_belongs_to_another_request_is_a_miss(redis_url):
+    """Values carry their key: one that lies under another key, or another class, is not served."""
+    shared = Shared(redis_url, timeout_s=5)
+    entry = msgspec.structs.replace(ENTRY, class_="public")
+    await shared.store(scope("tea"), entry, expires_at=time.time() + 60)
+    await shared._redis.copy(shared._name(scope("tea"), "public"), shared._name(scope("coffee"), "public"), replace=True)
+    assert await shared.lookup(scope("coffee"), class_="public") == Miss("mismatch")
+    await shared.aclose()
+
+
+@pytest.mark.redis
 async def test_an_undecodable_value_is_a_miss(redis_url):
     """What another version left under our key is a miss, never an error."""
     shared = Shared(redis_url, timeout_s=5)
@@ -307,7 +340,7 @@ async def test_a_late_redis_answer_never_reaches_the_next_call():
         writer.close()
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
-    shared = Shared(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0?protocol=2", pause_s=0, timeout_s=0.2)
+    shared = Shared(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", pause_s=0, timeout_s=0.2)
     assert await shared.lookup(scope("tea"), class_="public") == Miss("late")
     release.set()
     assert await shared.lookup(scope("coffee"), class_="public") == Miss("unseen")

@@ -58,13 +58,14 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
         self.said = ""
+        self.stdout: Any = subprocess.DEVNULL
         self.key = ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Gateway:
         """Start it and wait for its first greeting."""
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, stdout=self.stdout, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         until(lambda: " listens on " in self.said or self.process.poll() is not None, "the greeting")

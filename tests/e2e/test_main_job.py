@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import struct
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -62,15 +63,14 @@ def test_the_same_question_comes_from_the_cache_in_the_shape_asked_for(demo):
 
 def test_a_question_that_means_the_same_shares_the_answer_and_one_that_differs_does_not(demo):
     """The semantic tier answers a rewording, and would rather miss when a number or a negation differs."""
-    asked = "How can I boil an egg so that the yolk stays soft for 6 minutes?"
-    first = ask(demo, [{"role": "user", "content": asked}], max_tokens=60)
-    assert first.headers["x-gateway-cache"] == "miss"
-    if first.parse().choices[0].finish_reason != "stop":
-        pytest.fail("the model did not end its answer; only whole answers are shared by meaning")
-    stored = until(lambda: ask(demo, [{"role": "user", "content": asked + " "}], max_tokens=60).headers["x-gateway-cache"].startswith("hit"), "stored")
-    other = ask(demo, [{"role": "user", "content": asked.replace("6", "9")}], max_tokens=60)
-    assert stored
-    assert other.headers["x-gateway-cache"] == "miss"
+
+    def state_of(text):
+        return ask(demo, [{"role": "user", "content": text}], model="gpt-4o-mini").headers["x-gateway-cache"]
+
+    assert state_of("How do I reset the password of my account in 3 steps?") == "miss"
+    until(lambda: state_of("How can I reset the password of my account in 3 steps?") == "hit-semantic", "the answer shared", 10)
+    assert state_of("How do I reset the password of my account in 4 steps?") == "miss"
+    assert state_of("How do I not reset the password of my account in 3 steps?") == "miss"
 
 
 def test_a_card_number_stays_here_whatever_model_is_named(demo, external):
@@ -155,7 +155,10 @@ def test_many_answers_advance_together(demo):
     """Six streams at once all end well, and their tokens interleave: nobody waits for another's end."""
     def run(number):
         stream = demo.client().chat.completions.create(
-            model="smollm2-135m", messages=[{"role": "user", "content": f"Count from {number} upwards."}], max_tokens=24, stream=True
+            model="smollm2-135m",
+            messages=[{"role": "user", "content": f"Write a long story about {number} sailors."}],
+            max_tokens=60,
+            stream=True,
         )
         times = [time.monotonic() for chunk in stream if chunk.choices[0].delta.content]
         return times[0], times[-1]
@@ -223,5 +226,5 @@ def test_purge_forgets_stored_answers(demo):
 
 def test_the_front_worker_holds_no_torch_and_no_faiss(demo):
     """The front worker's memory maps show neither torch nor faiss nor onnxruntime."""
-    maps = open(f"/proc/{demo.pid_of('gateway.app')}/maps").read()  # noqa: SIM115 - read at once
+    maps = Path(f"/proc/{demo.pid_of('gateway.app')}/maps").read_text()
     assert not any(name in maps for name in ("libtorch", "faiss", "onnxruntime", "numpy"))

@@ -5,12 +5,29 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import DARK, EU, HOME, LIMITS, US, VAULT, all_facts, all_health, facts, generation, limit_texts, names, option
+from worlds import (
+    DARK,
+    EU,
+    HOME,
+    LAST_ROUTE,
+    LIMITS,
+    US,
+    VAULT,
+    all_facts,
+    all_health,
+    catalogue,
+    facts,
+    generation,
+    limit_texts,
+    names,
+    option,
+)
 
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.facts import Facts
 from gateway.policy.decide import PRIOR_TTFT_MS, decide, expected_cost_usd, policy_for, worst_cost_usd
 from gateway.policy.decision import Health
+from gateway.policy.generation import Generation
 
 OPTIONS = (HOME, EU, US, DARK, VAULT)
 DOWN = Health(up=False, reason="connection refused")
@@ -263,3 +280,44 @@ def test_header_then_key_then_default(key_policy, header, expected):
 def test_facts_defaults_are_decided_too():
     """Facts with nothing but their required fields are enough."""
     assert decide(generation(""), "p0", Facts(endpoint="chat/completions", model="auto"), {}).candidates
+
+
+def named(*texts):
+    """A generation in which `us-model` and `eu-model` are names of one external candidate each."""
+    files = {f"p{index}.toml": f'policy = "p{index}"\n{text}' for index, text in enumerate(texts)}
+    files["p0.toml"] += "\n" + LAST_ROUTE
+    return Generation(files, catalogue(*OPTIONS, **{"us-model": (US,), "eu-model": (EU,)}))
+
+
+@pytest.mark.parametrize("text", ["", '[[limit]]\nname = "home"\nwhen = { class = "restricted" }\nonly = { zone = "local" }\n'])
+def test_what_the_named_model_may_not_see_is_answered_by_a_local_one(text):
+    """A concrete name is narrowed to a local model for a class that none of its own upstreams may see."""
+    decision = decide(named(text), "p0", facts(model="us-model", class_="restricted"), {})
+    assert names(decision) == ["home", "vault"]
+
+
+def test_a_limit_on_personal_data_narrows_too():
+    """Where an upstream would take the class but a limit forbids it, the local model answers instead of a refusal."""
+    text = '[[limit]]\nname = "stay"\nwhen = { class = ">= confidential" }\nonly = { zone = "local" }\n'
+    assert names(decide(named(text), "p0", facts(model="eu-model", class_="confidential"), {})) == ["home", "vault"]
+
+
+def test_the_named_model_comes_first_where_it_may_answer():
+    """Personal data goes to the named model while policy allows it; a local one stands behind it, however cheap it is."""
+    assert names(decide(named(""), "p0", facts(model="eu-model", class_="confidential"), {})) == ["eu-api", "home", "vault"]
+
+
+def test_public_text_and_embeddings_are_never_substituted():
+    """A concrete name is served by its own upstream only, and vectors of another model would not be comparable."""
+    assert names(decide(named(""), "p0", facts(model="us-model"), {US.name: DOWN})) == []
+    asked = facts(model="us-model", class_="restricted", endpoint="embeddings")
+    assert decide(named(""), "p0", asked, {}).refusal.kind == "forbidden"
+
+
+@given(LIMITS, LIMITS, all_facts(models=("us-model", "eu-model")), all_health(OPTIONS))
+def test_adding_a_limit_never_adds_an_upstream_for_a_named_model_either(few, more, request, health):
+    """Narrowing to local hangs on facts alone, so that limits only ever shrink the set."""
+    texts = limit_texts([*few, *more])
+    before = decide(named("", *texts[: len(few)]), "p0", request, health)
+    after = decide(named("", *texts), "p0", request, health)
+    assert set(names(after)) <= set(names(before))
