@@ -128,7 +128,7 @@ NAME = st.sampled_from([b'"model"', b'"mod\\u0065l"', b'"\\u006dodel"'])
 def bodies(draw, name):
     """(bytes before the value of a top-level key, its value, bytes after) with everything else at random."""
     fields = draw(st.dictionaries(TEXT.filter(lambda key: key not in {"model", "stream_options"}), VALUE, max_size=4))
-    dump = [json.dumps(key, ensure_ascii=_plain(key)).encode() + draw(BLANK) + b":" + draw(BLANK) + _dump(draw, value)
+    dump = [json.dumps(key, ensure_ascii=_is_lone(key)).encode() + draw(BLANK) + b":" + draw(BLANK) + _dump(draw, value)
             for key, value in fields.items()]  # fmt: skip
     at = draw(st.integers(0, len(dump)))
     before = b"".join(part + draw(BLANK) + b"," + draw(BLANK) for part in dump[:at])
@@ -136,13 +136,13 @@ def bodies(draw, name):
     return draw(BLANK) + b"{" + before + draw(name) + draw(BLANK) + b":" + draw(BLANK), after + draw(BLANK) + b"}" + draw(BLANK)
 
 
-def _plain(text):
+def _is_lone(text):
     return any(0xD800 <= ord(letter) < 0xE000 for letter in text)
 
 
 def _dump(draw, value):
     text = json.dumps(value, indent=draw(st.sampled_from([None, 1])))
-    return draw(st.sampled_from([text, text.replace("1", "1").replace("null", "1.10").replace("true", "9007199254740993")])).encode()
+    return draw(st.sampled_from([text, text.replace("null", "1.10").replace("true", "9007199254740993")])).encode()
 
 
 @given(bodies(NAME), st.text(min_size=1, max_size=5), TEXT.filter(bool))
