@@ -11,8 +11,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -301,8 +301,10 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_serving()
 
-    def install_signal_handlers(self) -> None:
-        """Signals are ours."""
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are ours: SIGTERM also turns /ready."""
+        yield
 
 
 async def serve(listen_fd: int, control_fd: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import sys
 from typing import Literal
 
@@ -35,12 +36,12 @@ def report(state: Literal["loading", "ready", "failed"], message: str = "") -> N
 
 
 async def until_stopped() -> None:
-    """Return at SIGTERM or SIGINT, or when standard input ends: the supervisor holds its other end and has died."""
+    """Return at SIGTERM or SIGINT, or when standard input, if it is a pipe, ends: its other end was the supervisor's."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    if not sys.stdin.isatty():
+    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
         reader = asyncio.StreamReader()
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         ended = asyncio.create_task(reader.read())

@@ -174,6 +174,7 @@ class Supervisor:
         await self._stop.wait()
         say(f"gateway: stopping; requests in flight may take {self._config.server.drain_s:g} s")
         self._event("gateway.stopped")
+        self._listener.close()
         await front.stop(self._config.server.drain_s + STOP_S)
         await asyncio.gather(*(child.stop() for child in children))
         for task in tasks:
@@ -200,11 +201,13 @@ class Supervisor:
             return None
         return weights.missing(self._config, name.removeprefix("model:"))
 
+    # Each worker has a session of its own: Ctrl-C reaches the supervisor alone, which ends them in order.
+
     async def _start_worker(self, name: str) -> asyncio.subprocess.Process:
         Path(self._sockets[name]).unlink(missing_ok=True)
         command = self._cache_command() if name == "cache" else self._model_command(name.removeprefix("model:"))
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(sys.executable, "-m", *command, stdin=pipe, stdout=pipe)
+        return await asyncio.create_subprocess_exec(sys.executable, "-m", *command, stdin=pipe, stdout=pipe, start_new_session=True)
 
     def _cache_command(self) -> list[str]:
         cache, name = self._config.cache, self._embedder() or ""
@@ -240,7 +243,7 @@ class Supervisor:
             fds = (self._listener.fileno(), theirs.fileno())
             command = ["gateway.app", "--listen-fd", str(fds[0]), "--control-fd", str(fds[1])]
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *command, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL
+                sys.executable, "-m", *command, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         start = control.Start(

@@ -121,7 +121,7 @@ def _config_text(upstreams, server):
 
 
 @pytest.fixture
-def world(tmp_path):
+async def world(tmp_path):
     """Make a World: `world(a={"fail": "connect"}, b={})`."""
     made = []
 
@@ -129,7 +129,10 @@ def world(tmp_path):
         made.append(World(tmp_path, upstreams or {"echo": {}}, policy, server))
         return made[-1]
 
-    return make
+    yield make
+    for one in made:
+        for upstream in one.upstreams.values():
+            await upstream.aclose()
 
 
 def body(content="one two three", **fields):

@@ -48,11 +48,10 @@ def test_an_event_ends_at_its_blank_line_and_nowhere_else(streams):
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_an_event_is_handed_on_with_its_last_byte(end):
     """Nobody waits for the event after it."""
+    event = b"data: a" + end + end
     splitter = sse.Splitter()
-    assert splitter.feed(b"data: a" + end + end[:-1]) == []
-    assert splitter.feed(end[-1:] if len(end) == 1 else b"\r\n"[1:]) in ([], [b"data: a" + end + end])
-    splitter = sse.Splitter()
-    assert splitter.feed(b"data: a" + end + end) == [b"data: a" + end + end]
+    assert splitter.feed(event[:-1]) == []
+    assert splitter.feed(event[-1:]) == [event]
 
 
 def test_an_endless_event_is_refused(monkeypatch):
@@ -70,10 +69,10 @@ def test_time_is_linear_in_a_large_event(end):
 
     def seconds(size):
         event = b"data: " + b"x" * size + end
-        began = time.perf_counter()
+        began = time.process_time()
         events, _ = fed([event[at : at + 1024] for at in range(0, len(event), 1024)])
         assert events == [event]
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     small = min(seconds(1 << 20) for _ in range(3))
     assert min(seconds(1 << 22) for _ in range(3)) < 10 * small
