@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 import uvicorn
+import uvloop
 from litestar import Litestar, Response, asgi
 from litestar.exceptions import HTTPException
 from litestar.types import HTTPScope, Receive, Scope, Send
@@ -69,7 +70,9 @@ class Front:
         self.health = HealthView(unavailable=self._unavailable, off=self._is_off, clock=time.monotonic)
         routes = {f"{option.upstream}/{option.model}" for option in self.generation.catalogue.options()}
         self.metrics = Metrics(routes=routes, upstreams=self.config.upstreams, log=self.writer)
-        self.keys = Keys(KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256)))
+        self.keys = Keys(
+            KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256))
+        )
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
@@ -104,9 +107,13 @@ class Front:
     def _cache(self) -> Cache:
         cache = self.config.cache
         url = redis_url(self.config)
-        shared = Shared(url, on_purged=lambda *what: self.cache.forget(*what)) if url else Off()
+        shared = Shared(url, on_purged=self._forget) if url else Off()
         semantic = self.semantic if cache.enabled and cache.semantic else Off()
         return Cache(exact=Exact(cache.exact_max_bytes), shared=shared, semantic=semantic, ttl_s=cache.ttl_s)
+
+    async def _forget(self, tenant: str | None, model: str | None, class_: str | None) -> None:
+        """Another gateway purged the shared cache."""
+        await self.cache.forget(tenant, model, class_)
 
     def _upstreams(self) -> dict[str, Upstream]:
         made: dict[str, Upstream] = {}
@@ -276,7 +283,9 @@ def _http_error(request: Any, error: HTTPException) -> Response[bytes]:
     path = ascii(request.scope["path"][:128])[1:-1]
     match error.status_code:
         case 404:
-            made: ApiError = NotFound(f"Unknown request URL: {request.method} {path}. See the paths in the README.", code="unknown_url")
+            made: ApiError = NotFound(
+                f"Unknown request URL: {request.method} {path}. See the paths in the README.", code="unknown_url"
+            )
         case 405:
             made = MethodNotAllowed(f"{request.method} is not allowed on {path}.")
         case 413:
@@ -354,20 +363,11 @@ def main() -> None:
     parser.add_argument("--control-fd", type=int, required=True)
     options = parser.parse_args()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(options.listen_fd, options.control_fd))
     except ConfigError as error:
         sys.stderr.write("".join(f"gateway: {problem}\n" for problem in error.problems))
         sys.exit(EXIT_UNUSABLE)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not on Windows
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 if __name__ == "__main__":

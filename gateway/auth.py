@@ -133,7 +133,7 @@ class Keys:
 
     def _refresh(self) -> None:
         try:
-            found = os.stat(self._file.path)
+            found = self._file.path.stat()
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
         except OSError:
             stamp = (0, 0, 0)

@@ -99,7 +99,10 @@ def check(path: Path | None) -> None:
         notes += [str(note) for note in generation.notes] + [f"{place} is in no test" for place in untouched(generation, results)]
         click.echo(f"{config.path}: {len(config.upstreams)} upstreams, {len(config.models)} model names")
         passed = sum(result.passed for result in results)
-        click.echo(f"{config.policies_folder}: {len(generation.policies)} policies @{generation.hash}, {passed} of {len(results)} tests pass")
+        click.echo(
+            f"{config.policies_folder}: {len(generation.policies)} policies @{generation.hash}, "
+            f"{passed} of {len(results)} tests pass"
+        )
     notes += [f"{name}: off, {reason}" for name, upstream in config.upstreams.items() if (reason := off_reason(upstream))]
     notes += _missing_weights(config)
     for note in notes:
@@ -131,7 +134,14 @@ def _missing_weights(config: Config) -> list[str]:
 @click.option("--key-label", default="", help="As if the key of this label asked.")
 @click.option("--class", "class_", type=click.Choice(CLASSES), default="public", help="As if x-gateway-class said so.")
 def explain(
-    path: Path | None, as_json: bool, body: Any, endpoint: str, policy: str, tenant: str, key_label: str, class_: str  # noqa: FBT001
+    path: Path | None,
+    as_json: bool,
+    body: Any,
+    endpoint: str,
+    policy: str,
+    tenant: str,
+    key_label: str,
+    class_: str,
 ) -> None:
     """Show where a request would go and why: every candidate, what removed it, and the order. Calls nobody.
 
@@ -196,12 +206,22 @@ def _key_file(path: Path | None) -> tuple[Config, KeyFile]:
 @_config
 @click.argument("label")
 @click.option("--tenant", default="default", show_default=True, help="Answers are cached and limited by tenant.")
-@click.option("--scope", "scopes", type=click.Choice(["chat", "admin", "audit"]), multiple=True, default=("chat",), show_default=True)
+@click.option(
+    "--scope", "scopes", type=click.Choice(["chat", "admin", "audit"]), multiple=True, default=("chat",), show_default=True
+)
 @click.option("--policy", default="", help="Route policy of this key; default: the config's.")
 @click.option("--may-choose", multiple=True, help="Another policy it may name in the x-gateway-policy header.")
-@click.option("--class-floor", type=click.Choice(CLASSES), default="public", show_default=True, help="Least class of its requests.")
+@click.option(
+    "--class-floor", type=click.Choice(CLASSES), default="public", show_default=True, help="Least class of its requests."
+)
 def keys_new(
-    path: Path | None, label: str, tenant: str, scopes: tuple[str, ...], policy: str, may_choose: tuple[str, ...], class_floor: str
+    path: Path | None,
+    label: str,
+    tenant: str,
+    scopes: tuple[str, ...],
+    policy: str,
+    may_choose: tuple[str, ...],
+    class_floor: str,
 ) -> None:
     """Make a key called LABEL. It is shown this once; only its hash is stored. A running gateway takes it at once."""
     config, file = _key_file(path)
@@ -224,7 +244,7 @@ def _known_policies(config: Config, names: list[str]) -> None:
 @keys.command("list")
 @_config
 @_json
-def keys_list(path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def keys_list(path: Path | None, as_json: bool) -> None:
     """List the keys, without their secrets."""
     from rich.table import Table
 
@@ -292,7 +312,7 @@ def logs_show(path: Path | None, request_id: str) -> None:
 @click.option("--event", default="", help="Only lines of this event; a first word takes all of its kind: cache, upstream.")
 @click.option("--request", "request_id", default="", help="Only lines of this request.")
 @click.option("--lines", "-n", default=20, show_default=True, help="How many of the last lines to begin with.")
-def logs_tail(path: Path | None, follow: bool, event: str, request_id: str, lines: int) -> None:  # noqa: FBT001
+def logs_tail(path: Path | None, follow: bool, event: str, request_id: str, lines: int) -> None:
     """Print the last lines of the log, oldest first."""
     from gateway import stats
 
@@ -324,7 +344,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @_config
 @_json
 @click.option("--since", default="24h", show_default=True, help="How far back: 90s, 15m, 24h, 7d.")
-def stats(path: Path | None, as_json: bool, since: str) -> None:  # noqa: FBT001
+def stats(path: Path | None, as_json: bool, since: str) -> None:
     """Latency percentiles, tokens, errors, cache and cost by route, from the logs."""
     from gateway import stats as stats_
 
@@ -346,7 +366,7 @@ def models() -> None:
 @_config
 @click.argument("names", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Make them again even if they are there.")
-def models_pull(path: Path | None, names: tuple[str, ...], force: bool) -> None:  # noqa: FBT001
+def models_pull(path: Path | None, names: tuple[str, ...], force: bool) -> None:
     """Bring the weights of NAMES: download, check their hashes, convert once. What is there and whole is left alone."""
     from gateway.weights import pull
 
@@ -386,7 +406,7 @@ def models_list(path: Path | None) -> None:
 @click.option("--class", "class_", type=click.Choice(CLASSES), help="Only answers to requests of this class.")
 @click.option("--all", "everything", is_flag=True, help="Every answer.")
 @click.option("--dry-run", is_flag=True, help="Count only.")
-def purge(path: Path | None, tenant: str | None, model: str | None, class_: str | None, everything: bool, dry_run: bool) -> None:  # noqa: FBT001
+def purge(path: Path | None, tenant: str | None, model: str | None, class_: str | None, everything: bool, dry_run: bool) -> None:
     """Forget cached answers, in memory and on disk, of the gateway that runs with this config."""
     if not everything and not (tenant or model or class_):
         raise click.UsageError("say which answers: --tenant, --model, --class, or --all")
@@ -421,7 +441,7 @@ def policy() -> None:
 @policy.command("apply")
 @_config
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def policy_apply(path: Path | None, yes: bool) -> None:  # noqa: FBT001
+def policy_apply(path: Path | None, yes: bool) -> None:
     """Let the policy folder come into force as it is, even where it loses limits. A running gateway takes it within a second."""
     from gateway.policy.generation import lost
     from gateway.policy.store import Store

@@ -389,7 +389,7 @@ def _reference_problems(file: TomlFile, config: Config) -> list[Problem]:
     embedder = config.local_models.get(config.cache.embedder)
     if config.cache.enabled and config.cache.semantic and not isinstance(embedder, EmbeddingModel):
         known = [name for name, model in config.local_models.items() if isinstance(model, EmbeddingModel)]
-        hint = did_you_mean(config.cache.embedder, known) or '; add it under [local_models], or set semantic = false'
+        hint = did_you_mean(config.cache.embedder, known) or "; add it under [local_models], or set semantic = false"
         message = f'no embedding model "{config.cache.embedder}" in [local_models]{hint}'
         problems.append(file.problem(("cache", "embedder"), message))
     labels: set[str] = set()
@@ -417,7 +417,7 @@ def upstream_key(upstream: OpenAIUpstream) -> str:
 
 
 def redis_url(config: Config) -> str:
-    """The shared cache's address from the environment; empty when none is named. Raises ConfigError when it is named but unset."""
+    """The shared cache's address from the environment; empty when none is named. Raises ConfigError for one named but unset."""
     name = config.cache.redis_url_env
     if not name:
         return ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -41,6 +40,8 @@ MAX_ERROR_BYTES = 1024 * 1024
 """An error's body above this is refused."""
 LOOP_BYTES = 256 * 1024
 """A whole answer above this is read on a thread, so that the loop stays free."""
+END_GRACE_S = 1.0
+"""How long an upstream may take to close its stream after the end mark; then it is closed for it."""
 LONGEST_RETRY_AFTER_S = 86_400.0
 """An upstream that asks for more is taken to have asked for this."""
 
@@ -170,6 +171,10 @@ class Opened:
         except TimeoutError:
             said = "took too long in all" if left_s < self._idle_timeout_s else f"sent nothing for {self._idle_timeout_s:.3g} s"
             raise UpstreamFailed("timeout", said) from None
+
+    def hurry(self) -> None:
+        """The end mark has come: what follows is the end of the connection's message, or not worth waiting for."""
+        self._ends_at = min(self._ends_at, time.monotonic() + END_GRACE_S)
 
     def ended(self, failure: UpstreamFailed | None) -> None:
         """The stream came to its end, good or bad: what whoever read it tells of the upstream's health."""
@@ -333,9 +338,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from `retry-after-ms` or from `retry-after` in either of its forms (RFC 9110, section 10.2.3)."""
     for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
         with suppress(KeyError, ValueError):
-            seconds = float(headers[name]) / scale
-            if math.isfinite(seconds):
-                return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)
+            return min(max(0.0, float(headers[name]) / scale), LONGEST_RETRY_AFTER_S)
     with suppress(KeyError, ValueError, TypeError):
         seconds = (parsedate_to_datetime(headers["retry-after"]) - datetime.now(UTC)).total_seconds()
         return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)

@@ -103,7 +103,7 @@ def judge(
     seed: str,
     now: float,
 ) -> Facts:
-    """Scan a request and build its facts. `classes` maps kinds of findings to classes. Long for a large body: then off the loop."""
+    """Scan a request and build its facts. `classes` maps kinds of findings to classes. For a large body: off the loop."""
     scan = privacy.scan(request.data, max_chars=max_scan_chars)
     return build(
         request,

@@ -88,12 +88,10 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "gateway.stopped": Event("the supervisor ended in order", lifecycle=True),
         "worker.ready": Event("a worker process can work", lifecycle=True, fields=("worker",)),
         "worker.lost": Event("a worker process died or cannot be reached", lifecycle=True, fields=("worker",), level="error"),
-        "worker.stopped": Event("a worker process ended in order", lifecycle=True, fields=("worker",)),
-        "upstream.down": Event("an upstream is not tried for now", lifecycle=True, fields=("upstream",), level="warning"),
-        "upstream.up": Event("an upstream is tried again", lifecycle=True, fields=("upstream",)),
         "policy.activated": Event("a policy is in force from here on", lifecycle=True, fields=("policy",)),
-        "policy.refused": Event("a changed policy was refused; the last good one stays", lifecycle=True, level="error"),
-        "config.refused": Event("a changed config was refused; the last good one stays", lifecycle=True, level="error"),
+        "policy.refused": Event(
+            "changed policies were refused; the last good ones stay", lifecycle=True, fields=("reason",), level="error"
+        ),
         "log.failed": Event(
             "a log sink cannot be written (on standard error)", lifecycle=True, fields=("reason",), level="error"
         ),

@@ -123,13 +123,18 @@ class _Reader:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """What goes to the client, as it comes. Raises UpstreamFailed for a stream that did not come to its end."""
-        async with aclosing(self._opened.pieces()) as pieces:
-            async for piece in pieces:
-                if piece.text or piece.n_tokens:
-                    self._ledger.content(piece.text or "", piece.n_tokens)
-                out = b"".join([self._see(raw, log=piece.text is None) for raw in self._split(piece.data)])
-                if out:
-                    yield out
+        try:
+            async with aclosing(self._opened.pieces()) as pieces:
+                async for piece in pieces:
+                    if piece.text or piece.n_tokens:
+                        self._ledger.content(piece.text or "", piece.n_tokens)
+                    out = b"".join([self._see(raw, log=piece.text is None) for raw in self._split(piece.data)])
+                    if out:
+                        yield out
+        except UpstreamFailed:
+            # How a connection goes down after the end mark says nothing of the answer.
+            if not self.tap.done:
+                raise
         rest = self._splitter.rest
         if rest:
             out = self._see(_whole_event(rest), log=True)
@@ -149,6 +154,8 @@ class _Reader:
         if log:
             for choice, text in seen.texts:
                 self._ledger.content(text, 0, choice=choice)
+        if seen.done:
+            self._opened.hurry()
         return seen.out
 
     def close(self, failure: UpstreamFailed | None) -> None:

@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -140,12 +140,13 @@ class Supervisor:
         self._sockets = {"cache": str(self._run_dir / "cache.sock")}
         for name in config.chat_models():
             self._sockets[f"model:{name}"] = str(self._run_dir / f"model-{name}.sock")
-        self._problems: dict[str, str] = {name: "starting" for name in self._workers()}
+        self._problems: dict[str, str] = dict.fromkeys(self._workers(), "starting")
         self._front_writer: asyncio.StreamWriter | None = None
         self._unsent: list[control.Event] = []
         self._admin_key = "gw-" + secrets.token_urlsafe(32)
         self._greeted = False
         self._stop = asyncio.Event()
+        self._status = 0
 
     def _workers(self) -> list[str]:
         found = [f"model:{name}" for name in self._config.chat_models()]
@@ -157,7 +158,7 @@ class Supervisor:
         return self._config.cache.embedder if self._config.cache.embedder in models else next(iter(models), None)
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; the exit status."""
+        """Serve until SIGTERM or SIGINT; the exit status, 1 after a fault of our own."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -180,12 +181,13 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        (self._run_dir / "server.json").unlink(missing_ok=True)
-        return 0
+        (self._config.state_dir / "run" / "server.json").unlink(missing_ok=True)
+        return self._status
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             say(f"gateway: fault in the supervisor: {type(error).__name__}: {error}")
+            self._status = 1
             self._stop.set()
 
     def _publish(self) -> None:
@@ -204,10 +206,13 @@ class Supervisor:
     # Each worker has a session of its own: Ctrl-C reaches the supervisor alone, which ends them in order.
 
     async def _start_worker(self, name: str) -> asyncio.subprocess.Process:
-        Path(self._sockets[name]).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._sockets[name])  # noqa: PTH108 - one system call on a socket's name, nothing to wait for
         command = self._cache_command() if name == "cache" else self._model_command(name.removeprefix("model:"))
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(sys.executable, "-m", *command, stdin=pipe, stdout=pipe, start_new_session=True)
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *command, stdin=pipe, stdout=pipe, start_new_session=True
+        )
 
     def _cache_command(self) -> list[str]:
         cache, name = self._config.cache, self._embedder() or ""
@@ -257,7 +262,7 @@ class Supervisor:
         for name, problem in self._problems.items():
             writer.write(frames.encode(control.WorkerNews(worker=name, problem=problem)))
         self._front_writer = writer
-        asyncio.get_running_loop().create_task(self._hear_front(reader, writer))  # noqa: RUF006 - ends with its connection
+        asyncio.get_running_loop().create_task(self._hear_front(reader, writer))
         return child
 
     async def _hear_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -319,7 +324,9 @@ class Supervisor:
                     self._event("policy.refused", reason="loses limits", lost=list(waiting.lost), hash=waiting.hash)
                 case Broken(problems):
                     shown = [str(problem) for problem in problems]
-                    say("gateway: the changed policies cannot be used; the last good ones stay in force:\n  " + "\n  ".join(shown))
+                    say(
+                        "gateway: the changed policies cannot be used; the last good ones stay in force:\n  " + "\n  ".join(shown)
+                    )
                     self._event("policy.refused", reason="broken", problems=shown)
 
     def _activate(self, generation: Generation) -> None:
@@ -374,7 +381,9 @@ def _reachable(host: str) -> str:
 
 def _waiting_text(waiting: Waiting) -> str:
     lines = "\n".join(f"  - {loss}" for loss in waiting.lost)
-    return f"gateway: the changed policies would lose:\n{lines}\n  The last good ones stay in force; to accept: gateway policy apply"
+    return (
+        f"gateway: the changed policies would lose:\n{lines}\n  The last good ones stay in force; to accept: gateway policy apply"
+    )
 
 
 def _run_dir(config: Config) -> Path:
@@ -423,7 +432,7 @@ def _lock(config: Config) -> IO[bytes]:
 
 
 def _check_log_folder(config: Config) -> None:
-    """Raises ConfigError when requests could not be logged from the first one on. With `on_full = "drop"` they are served anyway."""
+    """Raises ConfigError when requests could not be logged from the first one on; not with `on_full = "drop"`."""
     folder = config.logs_folder
     if config.logs.stdout or config.logs.on_full == "drop":
         return
@@ -437,14 +446,17 @@ def _check_log_folder(config: Config) -> None:
 
 
 def _first_generation(config: Config, store: Store) -> tuple[Generation, str]:
-    """The policies to start with, and what a person should know of them. A broken or lossy folder never weakens what was in force."""
+    """The policies to start with, and a notice for a person. A broken or lossy folder never weakens what was in force."""
     try:
         generation = load_policies(config, config.policies_folder)
     except ConfigError as error:
         active = store.active()
         if active is None:
             raise
-        say("gateway: the policies cannot be used; those of the last start stay in force:\n  " + "\n  ".join(str(error).splitlines()))
+        say(
+            "gateway: the policies cannot be used; those of the last start stay in force:\n  "
+            + "\n  ".join(str(error).splitlines())
+        )
         return active, ""
     change = store.propose(generation)
     return change.generation, _waiting_text(change) if isinstance(change, Waiting) else ""

@@ -26,7 +26,7 @@ from gateway.policy.generation import Catalogue, Generation
 from gateway.upstreams.echo import Echo
 from gateway.upstreams.openai import OpenAI
 
-settings.register_profile("gateway", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("gateway", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gateway")
 
 POLICY = 'policy = "listed"\n[log]\ntext_up_to = "restricted"\n[[route]]\nname = "all"\norder_by = "listed"\n'
@@ -44,7 +44,9 @@ class World:
         kinds = {name: "openai" if "base_url" in fields else "echo" for name, fields in upstreams.items()}
         self.upstreams = {name: made[kinds[name]](name, settings) for name, settings in self.config.upstreams.items()}
         self.health = HealthView(
-            unavailable=lambda upstream, model: self.upstreams[upstream].unavailable(model), off=lambda _: False, clock=time.monotonic
+            unavailable=lambda upstream, model: self.upstreams[upstream].unavailable(model),
+            off=lambda _: False,
+            clock=time.monotonic,
         )
         self.cache = Cache(exact=Exact(1 << 24), shared=Off(), semantic=Off())
         self.records, self.tokens, self.events = [], [], []
@@ -99,13 +101,23 @@ class World:
             try:
                 yield sock.getsockname()
             finally:
-                server.should_exit = server.force_exit = True
+                server.force_exit = True
+                server.over.set()
                 await task
 
 
 class _Server(uvicorn.Server):
+    """uvicorn without signals and without its clock, whose tick of a tenth of a second would be most of a test."""
+
+    def __init__(self, settings_):
+        super().__init__(settings_)
+        self.over = asyncio.Event()
+
     def capture_signals(self):
         return nullcontext()
+
+    async def main_loop(self):
+        await self.over.wait()
 
 
 def _config_text(upstreams, server):
@@ -126,7 +138,9 @@ async def world(tmp_path):
     made = []
 
     def make(policy=POLICY, server="", **upstreams):
-        made.append(World(tmp_path, upstreams or {"echo": {}}, policy, server))
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(World(folder, upstreams or {"echo": {}}, policy, server))
         return made[-1]
 
     yield make
@@ -140,30 +154,34 @@ def body(content="one two three", **fields):
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": content}], **fields}).encode()
 
 
+def scope_of(world, *, method="POST", endpoint="chat/completions", **headers):
+    """The ASGI scope of a request; a header that is None is left out."""
+    headers = {"authorization": f"Bearer {world.key}", "content_type": "application/json", **headers}
+    names = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items() if value is not None]
+    return {"type": "http", "method": method, "path": f"/v1/{endpoint}", "headers": names}
+
+
 class Client:
     """One ASGI request driven by hand. The client leaves when `leaves` is set."""
 
-    def __init__(self, world, payload=b"", *, method="POST", endpoint="chat/completions", **headers):
-        headers = {"authorization": f"Bearer {world.key}", "content-type": "application/json", **headers}
-        names = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items() if value is not None]
-        self.scope = {"type": "http", "method": method, "path": f"/v1/{endpoint}", "headers": names}
-        self.parts = [payload]
+    def __init__(self, world, payload=b"", *, endpoint="chat/completions", **options):
+        scope = scope_of(world, endpoint=endpoint, **options)
+        self.payload = payload
         self.leaves = asyncio.Event()
         self.on_send = lambda message: None
         self.sent = []
-        self.task = asyncio.ensure_future(world.edge.handle(endpoint, self.scope, self._receive, self._send))
+        self.task = asyncio.ensure_future(world.edge.handle(endpoint, scope, self._receive, self._send))
 
     async def _receive(self):
-        if self.parts:
-            part = self.parts.pop(0)
-            return {"type": "http.request", "body": part, "more_body": bool(self.parts)}
+        if self.payload is not None:
+            payload, self.payload = self.payload, None
+            return {"type": "http.request", "body": payload, "more_body": False}
         await self.leaves.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message):
         self.sent.append(message)
         self.on_send(message)
-        await asyncio.sleep(0)
 
     async def answer(self):
         """Status, headers and body of what came."""

@@ -52,9 +52,12 @@ class Hostile:
         """(head, body) of each, as bytes."""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
+        self.open = 0
+        """Connections that are."""
         self.base_url = ""
 
     async def serve(self, reader, writer):
+        self.open += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await reader.readuntil(b"\r\n\r\n")
             names = dict(line.split(b": ", 1) for line in request.lower().split(b"\r\n")[1:] if b": " in line)
@@ -72,6 +75,7 @@ class Hostile:
                 else:
                     writer.write(step)
                     await writer.drain()
+        self.open -= 1
         writer.close()
 
 

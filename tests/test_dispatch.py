@@ -1,6 +1,7 @@
 """Which upstream answers: retries, fallback, and what a client is told, against a server that misbehaves on real sockets."""
 
 import asyncio
+import gzip
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from conftest import Client, body
 from hostile import GOOD, HANG, RESET, answer, chunk, completion, error, head, hostile
 
 from gateway import dispatch, sse
+from gateway.upstreams.echo import EchoAnswer
 
 DOCS = Path(__file__).parents[1] / "docs"
 DONE = b"data: [DONE]\n\n"
@@ -23,7 +25,7 @@ async def server():
 
 def settings(server, *, kind="", **changes):
     """An upstream's settings; its patience is short where the fault is silence, and long where only a slow machine is slow."""
-    patience = 0.2 if kind == "timeout" else 20.0
+    patience = 0.1 if kind == "timeout" else 20.0
     waits = dict.fromkeys(("first_token_timeout_s", "idle_timeout_s", "total_timeout_s"), patience)
     return {"base_url": server.base_url, "retries": 0, **waits, **changes}
 
@@ -141,7 +143,9 @@ async def test_an_upstreams_envelope_is_relayed_verbatim(world, server):
     assert not {"keep-alive", "set-cookie", "x-secret", "connection", "transfer-encoding"} & set(got.headers)
 
 
-@pytest.mark.parametrize("retry_after", [{"retry_after": "20"}, {"retry_after_ms": "20000"}, {"retry_after": "Fri, 31 Dec 2100 23:59:59 GMT"}])
+@pytest.mark.parametrize(
+    "retry_after", [{"retry_after": "20"}, {"retry_after_ms": "20000"}, {"retry_after": "Fri, 31 Dec 2100 23:59:59 GMT"}]
+)
 async def test_an_upstream_that_asks_to_wait_is_left_alone(world, server, retry_after):
     """The next request does not try it, and its health does not suffer."""
     server.scripts = [[error(429, **retry_after)]]
@@ -196,7 +200,14 @@ GOOD_STREAMS = {
     "no end mark and no last blank line": [head(), chunk("fine"), chunk(finish="stop", end=b"")],
     "a chunk that is not JSON": [head(), b"data: hello\n\n", *GOOD[1:]],
     "unknown events and fields": [head(), b"event: x\nid: 5\nretry: 1\nfoo\n\n", b"event: y\ndata: {}\n\n", *GOOD[1:]],
-    "two events in one, one in three": [head(), chunk("ü€🙂") + chunk("x")[:-20], chunk("x")[-20:-1], b"\n", chunk(finish="stop"), DONE],
+    "two events in one, one in three": [
+        head(),
+        chunk("ü€🙂") + chunk("x")[:-20],
+        chunk("x")[-20:-1],
+        b"\n",
+        chunk(finish="stop"),
+        DONE,
+    ],
     "an event of 2 MB": [head(), chunk("x" * (2 << 20)), chunk(finish="stop"), DONE],
     "usage beside choices": [head(), chunk("x", usage={"prompt_tokens": 1}), chunk(finish="stop", usage=None), DONE],
     "another media type's case": [head(media="Text/Event-Stream; charset=UTF-8"), *GOOD[1:]],
@@ -214,6 +225,27 @@ async def test_a_stream_is_relayed_byte_for_byte(world, server, script, asks):
     assert got.body == b"".join(script[1:])
     assert server.requests[0][1] == sent
     assert made.records[0].ending == "complete"
+
+
+AFTER = {
+    "an endless connection": [head(), *GOOD[1:], HANG],
+    "a message without its end": [
+        head(transfer_encoding="chunked"),
+        b"%x\r\n%s\r\n" % (len(b"".join(GOOD[1:])), b"".join(GOOD[1:])),
+    ],
+}
+
+
+@pytest.mark.parametrize("script", AFTER.values(), ids=AFTER)
+async def test_after_the_end_mark_nothing_can_break(world, server, script, monkeypatch):
+    """However the connection goes down then, the answer was complete; nobody waits for it long."""
+    monkeypatch.setattr(dispatch, "END_GRACE_S", 0.05)
+    server.scripts = [script]
+    made = world(up=settings(server))
+    got = await ask(made, stream=True)
+    assert got.body == b"".join(GOOD[1:])
+    assert made.records[0].ending == "complete"
+    assert made.idle()
 
 
 async def test_injected_usage_is_taken_out_again(world, server):
@@ -280,23 +312,36 @@ async def test_a_later_in_band_error_is_relayed_and_recorded(world, server, endi
 
 async def test_a_stream_for_a_whole_request_is_collected(world, server):
     """One JSON object, with the upstream's own usage."""
-    server.scripts = [[head(x_ratelimit_limit_requests="9"), chunk("fi"), chunk("ne"), chunk(finish="stop", usage={"prompt_tokens": 3}), DONE]]
+    server.scripts = [
+        [head(x_ratelimit_limit_requests="9"), chunk("fi"), chunk("ne"), chunk(finish="stop", usage={"prompt_tokens": 3}), DONE]
+    ]
     made = world(up=settings(server))
     got = await ask(made, stream=False)
     whole = json.loads(got.body)
-    assert (whole["choices"][0]["message"]["content"], whole["usage"], whole["object"]) == ("fine", {"prompt_tokens": 3}, "chat.completion")
+    assert (whole["choices"][0]["message"]["content"], whole["usage"], whole["object"]) == (
+        "fine",
+        {"prompt_tokens": 3},
+        "chat.completion",
+    )
     assert (got.headers["content-type"], got.headers["x-ratelimit-limit-requests"]) == ("application/json", "9")
     assert [token.text for token in made.tokens] == ["fi", "ne"]
     assert made.idle()
 
 
-@pytest.mark.parametrize("ending", [[], [RESET], [b'data: {"error":{"message":"no","code":"upstream_error"}}\n\n', DONE]])
-async def test_a_stream_that_breaks_while_it_is_collected_is_an_error(world, server, ending):
+HALVES = {
+    "closed": ([], "upstream_error"),
+    "reset": ([RESET], "upstream_error"),
+    "an error": ([b'data: {"error":{"message":"no","code":"c9"}}\n\n', DONE], "c9"),
+}
+
+
+@pytest.mark.parametrize(("ending", "code"), HALVES.values(), ids=HALVES)
+async def test_a_stream_that_breaks_while_it_is_collected_is_an_error(world, server, ending, code):
     """A client that asked for a whole answer never gets half of one."""
     server.scripts = [[head(), chunk("half"), *ending]]
     made = world(up=settings(server))
     got = await ask(made, stream=False)
-    assert (got.status, json.loads(got.body)["error"]["code"]) == (502, "upstream_error")
+    assert (got.status, json.loads(got.body)["error"]["code"]) == (502, code)
     assert b"half" not in got.body
     assert made.records[0].ending == "failed"
     assert made.idle()
@@ -320,6 +365,16 @@ async def test_a_whole_answer_is_relayed_byte_for_byte(world, server):
     server.scripts = [[answer(200, body_, media="application/json; charset=utf-8")]]
     got = await ask(world(up=settings(server)), stream=False)
     assert (got.body, got.headers["content-type"]) == (body_, "application/json; charset=utf-8")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_compressed_answer_arrives_readable(world, server, stream):
+    """We ask for none; an API that compresses all the same is unpacked, since its encoding header stays behind."""
+    plain = b"".join(GOOD[1:]) if stream else json.dumps(completion()).encode()
+    media = "text/event-stream" if stream else "application/json"
+    server.scripts = [[answer(200, gzip.compress(plain), media=media, content_encoding="gzip")]]
+    got = await ask(world(up=settings(server)), stream=stream)
+    assert (got.body, "content-encoding" in got.headers) == (plain, False)
 
 
 async def test_the_clients_key_never_travels(world, server, upstream_key):
@@ -347,6 +402,16 @@ async def test_breakers_open_and_the_upstream_is_passed_over(world, server):
     assert [record.tried for record in made.records] == [("up/m",)] * 5 + [("spare/m",)]
 
 
+@pytest.mark.parametrize("script", [[error(404)], [error(429)], [error(408)]], ids=["404", "429", "408"])
+async def test_what_says_nothing_of_an_upstreams_health_opens_no_breaker(world, server, script):
+    """It is tried again, however often it answers so."""
+    server.scripts = [script]
+    made = world(up=settings(server), spare={})
+    for index in range(7):
+        await ask(made, stream=True, seed=index)
+    assert {record.tried for record in made.records} == {("up/m", "spare/m")}
+
+
 async def test_a_cancelled_attempt_leaves_nothing_open(world, server):
     """The upstream sees its connection close."""
     server.scripts = [[head(), HANG]]
@@ -360,6 +425,28 @@ async def test_a_cancelled_attempt_leaves_nothing_open(world, server):
         await server.left.wait()
     assert made.idle()
     assert [record.ending for record in made.records] == ["cancelled"]
+
+
+async def test_a_second_cancellation_does_not_cut_a_clean_up_short(world, monkeypatch):
+    """Whoever cancels twice waits for the upstream to be closed all the same."""
+    made = world(a={"ms_per_token": 1e6})
+    closing, true = asyncio.Event(), EchoAnswer.aclose
+
+    async def slow(self):
+        closing.set()
+        await asyncio.sleep(0.01)
+        await true(self)
+
+    monkeypatch.setattr(EchoAnswer, "aclose", slow)
+    client = Client(made, body())
+    while not made.upstreams["a"].open:
+        await asyncio.sleep(0)
+    client.task.cancel()
+    await closing.wait()
+    client.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client.task
+    assert made.idle()
 
 
 def test_the_docs_repeat_the_table():

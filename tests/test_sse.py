@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from gateway import sse
 
-LINES = st.lists(st.sampled_from([b"data: {}", b"data:x", b": ping", b"event: e", "data: ü€🙂".encode(), b"data", b""]), max_size=12)
+LINES = st.lists(
+    st.sampled_from([b"data: {}", b"data:x", b": ping", b"event: e", "data: ü€🙂".encode(), b"data", b""]), max_size=12
+)
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
@@ -58,9 +60,10 @@ def test_an_endless_event_is_refused(monkeypatch):
     """Memory has an end, though the sender's event has none."""
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1_000)
     splitter = sse.Splitter()
+    for _ in range(10):
+        splitter.feed(b"x" * 100)
     with pytest.raises(ValueError, match="longer than 1000 bytes"):
-        for _ in range(20):
-            splitter.feed(b"x" * 100)
+        splitter.feed(b"x")
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])

@@ -47,7 +47,9 @@ def test_a_stream_without_its_end_is_not_whole(datas):
 
 def test_finish_reasons_end_a_stream_that_spares_its_end_mark():
     """Both choices, interleaved."""
-    made, seen = tap(data(choice(1, content="b"), choice(0, content="a")), data(choice(0, "stop")), data(choice(1, "length")), choices=2)
+    made, seen = tap(
+        data(choice(1, content="b"), choice(0, content="a")), data(choice(0, "stop")), data(choice(1, "length")), choices=2
+    )
     assert made.whole
     assert made.finished
     assert made.finish_reasons == {0: "stop", 1: "length"}
@@ -77,7 +79,10 @@ def test_usage_beside_choices_is_never_taken_out():
 JSON = st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2), max_leaves=4)
 
 
-@given(st.dictionaries(st.sampled_from(["a", "usage", "choices", "b"]), JSON, max_size=4), st.dictionaries(st.just("usage"), st.none()))
+@given(
+    st.dictionaries(st.sampled_from(["a", "usage", "choices", "b"]), JSON, max_size=4),
+    st.dictionaries(st.just("usage"), st.none()),
+)
 def test_only_a_top_level_null_is_taken_out(outer, inner):
     """The rest decodes to the same; a name that stands twice stays."""
     chunk = json.dumps({**outer, "usage": None, "n": inner}).encode()
@@ -142,8 +147,14 @@ def test_collect_joins_parallel_calls_by_their_index():
 
 def test_collect_takes_calls_without_an_index():
     """An id begins a call; what has none goes on with the last."""
-    deltas = [{"id": "a", "function": {"arguments": "1"}}, {"function": {"arguments": "2"}}, {"id": "b", "function": {"arguments": "3"}}]
-    calls = json.loads(stream.collect([data(choice(tool_calls=[delta])) for delta in deltas]))["choices"][0]["message"]["tool_calls"]
+    deltas = [
+        {"id": "a", "function": {"arguments": "1"}},
+        {"function": {"arguments": "2"}},
+        {"id": "b", "function": {"arguments": "3"}},
+    ]
+    calls = json.loads(stream.collect([data(choice(tool_calls=[delta])) for delta in deltas]))["choices"][0]["message"][
+        "tool_calls"
+    ]
     assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("a", "12"), ("b", "3")]
 
 
@@ -185,7 +196,13 @@ LOGPROBS = st.none() | st.just({"content": [{"token": "a", "logprob": -0.1, "byt
 def test_collect_undoes_chunks_of(parts):
     """A whole answer that is streamed and collected again is the same answer: message, calls, reasoning, logprobs, usage."""
     choices = [
-        {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish, "content_filter_results": {"hate": index}}
+        {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+            "content_filter_results": {"hate": index},
+        }
         for index, (message, logprobs, finish) in enumerate(parts)
     ]
     whole = {"id": "x", "object": "chat.completion", "created": 2**70, "model": "m", "service_tier": "s", "choices": choices}
@@ -193,7 +210,9 @@ def test_collect_undoes_chunks_of(parts):
     assert json.loads(stream.collect(list(stream.chunks_of(json.dumps(whole).encode())))) == whole
 
 
-@given(st.lists(WORDS, min_size=1, max_size=3), st.none() | st.just({"tokens": ["a"], "token_logprobs": [-1.0], "text_offset": [0]}))
+@given(
+    st.lists(WORDS, min_size=1, max_size=3), st.none() | st.just({"tokens": ["a"], "token_logprobs": [-1.0], "text_offset": [0]})
+)
 def test_collect_undoes_chunks_of_for_completions(texts, logprobs):
     """The same for plain completions."""
     choices = [{"index": i, "text": text, "logprobs": logprobs, "finish_reason": "stop"} for i, text in enumerate(texts)]
@@ -205,7 +224,11 @@ def test_every_chunk_is_one_that_an_sdk_accepts():
     """The role first, an index and a finish reason in each, exactly one that is not null, and one id for all."""
     from openai.types.chat import ChatCompletionChunk  # noqa: PLC0415 - half a second that only this test needs
 
-    message = {"role": "assistant", "content": "a b", "tool_calls": [{"id": "i", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    message = {
+        "role": "assistant",
+        "content": "a b",
+        "tool_calls": [{"id": "i", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
     body = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "usage": {**USAGE, "total_tokens": 10}}
     body["choices"] = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
     chunks = [ChatCompletionChunk.model_validate_json(part, strict=True) for part in stream.chunks_of(json.dumps(body).encode())]

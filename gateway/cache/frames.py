@@ -24,7 +24,7 @@ class Embedded(Struct, frozen=True, tag="embedded"):
 
 
 class Lookup(Struct, frozen=True, tag="lookup"):
-    """Front → worker: is there an answer to a text that means the same, in this scope?"""
+    """Front → worker: ask for the answer to a text that means the same, in this scope."""
 
     id: int
     scope: bytes

@@ -24,7 +24,7 @@ from gateway.errors import Unavailable
 
 _SCAN_COUNT = 1_000
 _RECONNECT_S = 1.0
-_BLOCK_MS = 5_000
+_BLOCK_MS = 500
 _PURGES_KEPT = 10_000
 _ABSENT = "*"
 
@@ -65,7 +65,9 @@ class Shared:
         on_purged: Purged | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._redis: Any = aioredis.Redis.from_url(url, protocol=2, socket_connect_timeout=1.0)
+        self._redis: Any = aioredis.Redis.from_url(
+            url, protocol=2, socket_connect_timeout=1.0, socket_timeout=max(2.0, timeout_s)
+        )
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._pause_s = pause_s
@@ -143,16 +145,25 @@ class Shared:
     async def run(self) -> None:
         """Follow the purges of other processes. They are kept in a stream, so that none is lost while we are cut off."""
         last: bytes | None = None
-        while True:
-            with suppress(*_FAULTS):
-                if last is None:
-                    newest = await self._redis.xrevrange(self._stream, count=1)
-                    last = newest[0][0] if newest else b"0-0"
-                for _, messages in await self._redis.xread({self._stream: last}, block=_BLOCK_MS):
-                    for last, fields in messages:  # noqa: B007 - where the next read begins
-                        await self._hear(fields)
-                continue
-            await asyncio.sleep(_RECONNECT_S)
+        task = asyncio.current_task()
+        # redis-py 8.1 can swallow a cancellation that arrives while it looks whether a connection is still good; so we ask.
+        while task is None or not task.cancelling():
+            try:
+                last = await self._follow(last)
+            except _FAULTS:
+                await asyncio.sleep(_RECONNECT_S)
+        raise asyncio.CancelledError
+
+    async def _follow(self, last: bytes | None) -> bytes:
+        """Hear what was purged after `last`, waiting a little for it; None starts at the newest. Returns where to go on."""
+        if last is None:
+            newest = await self._redis.xrevrange(self._stream, count=1)
+            return newest[0][0] if newest else b"0-0"
+        for _, messages in await self._redis.xread({self._stream: last}, block=_BLOCK_MS):
+            for at, fields in messages:
+                await self._hear(fields)
+                last = at
+        return last
 
     async def _hear(self, fields: dict[bytes, bytes]) -> None:
         """Pass on one purge; one that cannot be read is taken for a purge of everything."""
@@ -180,7 +191,7 @@ class Shared:
         self.failures += 1
         self._quiet_until = time.monotonic() + self._pause_s
         late = isinstance(error, TimeoutError) and not isinstance(error, RedisError)
-        self._problem = f"Redis does not answer the shared cache ({type(error).__name__}); check [redis] url and the server"
+        self._problem = f"Redis does not answer the shared cache ({type(error).__name__}); check the URL in cache.redis_url_env and the server"
         return "late" if late else "failed"
 
 

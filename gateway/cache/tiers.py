@@ -20,7 +20,7 @@ from gateway.errors import Unavailable
 _PENDING = 1_000
 """Stores under way in the slower tiers; above it new ones are kept in the exact tier only."""
 _RETRY_S = 1.0
-_UNFINISHED = frozenset({"length", "content_filter", "tool_calls", "function_call", "error"})
+_UNFINISHED = frozenset({"content_filter", "tool_calls", "function_call", "error"})
 
 
 class Cache:
@@ -68,7 +68,7 @@ class Cache:
 
         The caller vouches that the answer came to its end and was not redacted. Must run on the event loop; does not wait.
         """
-        reason = _barred(scope, mode, class_) or ("no_store" if no_store else _unfit(entry))
+        reason = _barred(scope, mode, class_) or ("no_store" if no_store else _unfit(entry, mode))
         if reason is not None:
             return reason
         assert scope is not None  # noqa: S101 - for the type checker; a missing scope is barred
@@ -161,10 +161,13 @@ def _barred(scope: Scope | None, mode: Mode, class_: str) -> str | None:
     return "uncacheable" if scope is None else None
 
 
-def _unfit(entry: Entry) -> str | None:
-    """Why this answer must not be given again: it failed, it was cut, or it is empty."""
+def _unfit(entry: Entry, mode: Mode) -> str | None:
+    """Why this answer must not be given again: it failed, it was cut, or it is empty.
+
+    One that ended at the client's own `max_tokens` answers that same request, but not one that only means the same.
+    """
     if not 200 <= entry.status < 300:
         return "status"
-    if entry.finish_reason in _UNFINISHED:
+    if entry.finish_reason in _UNFINISHED or (entry.finish_reason == "length" and mode == "semantic"):
         return "unfinished"
     return None if entry.body or entry.events else "empty"

@@ -86,7 +86,7 @@ def routes(
             if name not in known:
                 raise InvalidRequest(f'unknown field "{ascii(name)[1:-1]}"{did_you_mean(name, known)}', param=name)
         if asked.get("class") not in {None, *CLASSES}:
-            raise InvalidRequest(f'unknown class{did_you_mean(str(asked["class"]), CLASSES)}', param="class")
+            raise InvalidRequest(f"unknown class{did_you_mean(str(asked['class']), CLASSES)}", param="class")
         count = await cache.purge(
             tenant=asked.get("tenant"),
             model=asked.get("model"),

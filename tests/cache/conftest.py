@@ -1,25 +1,14 @@
-"""What the cache's tests share: a tiny embedder on disk, and requests with their scopes."""
+"""What the cache's tests share: a tiny embedder on disk, and one answer."""
 
 import pytest
 import tiny_embedder
 
-from gateway.cache import Entry, Scope, key
+from gateway.cache import Entry
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return tiny_embedder.build(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def scope_of():
-    def make(text="how do i reset my password", *, tenant="acme", model="auto", **fields) -> Scope:
-        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
-        found = key.scope(body, tenant=tenant, endpoint="chat/completions", model=model, policy_scope="p@1")
-        assert found is not None
-        return found
-
-    return make
 
 
 @pytest.fixture

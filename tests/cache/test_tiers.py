@@ -150,7 +150,7 @@ async def test_another_process_purge_is_owed_until_the_worker_is_back(cache, sem
     assert len(cache._exact) == 0
     semantic.down = False
     async with asyncio.timeout(5):
-        while not semantic.purged:  # noqa: ASYNC110 - only turns of the loop, no time, pass here
+        while not semantic.purged:
             await asyncio.sleep(0)
     running.cancel()
     assert semantic.purged == [("t", None, None, False)]

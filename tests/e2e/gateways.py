@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import openai
@@ -45,7 +45,9 @@ def until(ready: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -
 class Gateway:
     """One `gateway serve` process with a folder of its own."""
 
-    def __init__(self, folder: Path, config: str, *, policies: dict[str, str] | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: str, *, policies: dict[str, str] | None = None, env: dict[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +151,9 @@ class Gateway:
         self._reader.join(10)
         return status
 
-    def __enter__(self) -> Gateway:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self.process is None:

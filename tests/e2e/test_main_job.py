@@ -7,18 +7,21 @@ import struct
 import time
 from pathlib import Path
 
+import jsonschema
 import openai
 import pytest
-from gateways import until
+from gateways import ROOT, until
 
 pytestmark = pytest.mark.weights
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-CARD = " ".join(["4111", "1111", "1111", "1111"])
+CARD = "4111 1111 1111 1111"
 
 
 def ask(gateway, messages, **options):
-    return gateway.client().chat.completions.with_raw_response.create(**{"model": "auto", "messages": messages, "temperature": 0, **options})
+    return gateway.client().chat.completions.with_raw_response.create(
+        **{"model": "auto", "messages": messages, "temperature": 0, **options}
+    )
 
 
 def test_the_local_model_answers_whole_and_streamed(demo):
@@ -56,7 +59,10 @@ def test_the_same_question_comes_from_the_cache_in_the_shape_asked_for(demo):
     )
     assert (first.headers["x-gateway-cache"], again.headers["x-gateway-cache"]) == ("miss", "hit-exact")
     assert again.parse() == first.parse()
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == first.parse().choices[0].message.content
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        == first.parse().choices[0].message.content
+    )
     assert chunks[-1].usage.completion_tokens == first.parse().usage.completion_tokens
     assert {chunk.id for chunk in chunks} == {first.parse().id}
 
@@ -114,7 +120,9 @@ def test_an_external_stream_asks_for_usage_and_hides_it_again(demo):
 
 def test_every_local_token_has_its_line(demo):
     """A local answer has one log line for each event, their tokens sum to the usage, and their text is the answer."""
-    raw = ask(demo, [{"role": "user", "content": "Say hello to Anna."}], max_tokens=12, extra_headers={"cache-control": "no-store"})
+    raw = ask(
+        demo, [{"role": "user", "content": "Say hello to Anna."}], max_tokens=12, extra_headers={"cache-control": "no-store"}
+    )
     demo.record(raw.headers["x-request-id"])
     lines = [line for line in demo.lines(raw.headers["x-request-id"]) if line["event"] == "token"]
     assert "".join(line["text"] for line in lines) == raw.parse().choices[0].message.content
@@ -126,7 +134,9 @@ def test_every_local_token_has_its_line(demo):
 def test_embeddings_come_from_the_cache_workers_embedder(demo):
     """Float and base64 vectors are the same numbers, of unit length, and near for texts that mean the same."""
     client = demo.client()
-    floats = client.embeddings.create(model="all-minilm-l6-v2", input=["a cat", "a kitten", "tax law"], encoding_format="float").data
+    floats = client.embeddings.create(
+        model="all-minilm-l6-v2", input=["a cat", "a kitten", "tax law"], encoding_format="float"
+    ).data
     raw = demo.post("embeddings", json={"model": "all-minilm-l6-v2", "input": "a cat", "encoding_format": "base64"}).json()
     packed = base64.b64decode(raw["data"][0]["embedding"])
     assert struct.unpack(f"<{len(packed) // 4}f", packed) == pytest.approx(floats[0].embedding, abs=1e-5)
@@ -139,7 +149,9 @@ def test_legacy_completions_work(demo):
     """/v1/completions continues a prompt, whole and streamed."""
     client = demo.client()
     whole = client.completions.create(model="smollm2-135m", prompt="The capital of France is", max_tokens=5, temperature=0)
-    parts = client.completions.create(model="smollm2-135m", prompt="The capital of France is", max_tokens=5, temperature=0, stream=True)
+    parts = client.completions.create(
+        model="smollm2-135m", prompt="The capital of France is", max_tokens=5, temperature=0, stream=True
+    )
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
     assert "Paris" in whole.choices[0].text
 
@@ -153,6 +165,7 @@ def test_a_parameter_that_the_local_model_lacks_is_refused_by_name(demo):
 
 def test_many_answers_advance_together(demo):
     """Six streams at once all end well, and their tokens interleave: nobody waits for another's end."""
+
     def run(number):
         stream = demo.client().chat.completions.create(
             model="smollm2-135m",
@@ -169,7 +182,7 @@ def test_many_answers_advance_together(demo):
 
 
 def test_killing_the_model_worker_under_load_gives_errors_and_recovery(demo):
-    """kill -9 of the model worker: running streams end in an error, new requests fall back or get 503, then it is back."""
+    """Kill -9 of the model worker: running streams end in an error, new requests fall back or get 503, then it is back."""
     stream = demo.client().chat.completions.create(
         model="smollm2-135m", messages=[{"role": "user", "content": "Tell a long story."}], max_tokens=400, stream=True
     )
@@ -183,11 +196,14 @@ def test_killing_the_model_worker_under_load_gives_errors_and_recovery(demo):
     assert refused.value.status_code == 503
     assert ask(demo, [{"role": "user", "content": "fall back please"}]).headers["x-gateway-route"] == "openai/echo"
     demo.until_up("local/smollm2-135m")
-    assert ask(demo, QUESTION, max_tokens=6, extra_headers={"cache-control": "no-store"}).headers["x-gateway-route"] == "local/smollm2-135m"
+    assert (
+        ask(demo, QUESTION, max_tokens=6, extra_headers={"cache-control": "no-store"}).headers["x-gateway-route"]
+        == "local/smollm2-135m"
+    )
 
 
 def test_killing_the_cache_worker_costs_the_semantic_tier_only(demo):
-    """kill -9 of the cache worker: requests are served meanwhile, embeddings say 503, and it comes back by itself."""
+    """Kill -9 of the cache worker: requests are served meanwhile, embeddings say 503, and it comes back by itself."""
     demo.kill("gateway.cache.worker")
     assert ask(demo, [{"role": "user", "content": "still there?"}], model="gpt-4o-mini").status_code == 200
     demo.until_up("local/all-minilm-l6-v2")
@@ -228,3 +244,13 @@ def test_the_front_worker_holds_no_torch_and_no_faiss(demo):
     """The front worker's memory maps show neither torch nor faiss nor onnxruntime."""
     maps = Path(f"/proc/{demo.pid_of('gateway.app')}/maps").read_text()
     assert not any(name in maps for name in ("libtorch", "faiss", "onnxruntime", "numpy"))
+
+
+def test_every_line_fits_the_documented_schema(demo):
+    """Whatever the tests above made the gateway log, each line is of a documented event and has its documented fields."""
+    schema = jsonschema.Draft202012Validator(json.loads((ROOT / "docs" / "log-schema.json").read_text()))
+    lines = list(demo.lines())
+    assert {"request.opened", "route.decided", "cache.hit", "token", "request.closed", "worker.lost"} <= {
+        line["event"] for line in lines
+    }
+    assert [(line, error.message) for line in lines for error in schema.iter_errors(line)] == []

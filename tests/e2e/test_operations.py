@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -49,7 +48,9 @@ def test_keys_are_made_and_revoked_while_it_runs(echo):
     assert echo.key.encode() not in everything
 
 
-@pytest.mark.parametrize("headers", [{"authorization": ""}, {"authorization": "Bearer gw-00000000-wrong"}, {"authorization": "Basic x"}])
+@pytest.mark.parametrize(
+    "headers", [{"authorization": ""}, {"authorization": "Bearer gw-00000000-wrong"}, {"authorization": "Basic x"}]
+)
 def test_no_key_and_a_wrong_key_are_401_in_the_envelope(echo, headers):
     """Without a valid key there is an OpenAI error and a record, and nothing else."""
     answer = echo.post("chat/completions", json=HELLO, headers=headers)
@@ -128,7 +129,9 @@ def test_losing_a_limit_waits_for_apply_even_over_a_restart(tmp_path):
 def test_sigterm_drains(echo):
     """SIGTERM during a stream: the stream ends whole, the exit status is 0, and its record is in the log."""
     body = {**HELLO, "messages": [{"role": "user", "content": "word " * 300}], "stream": True}
-    with httpx.stream("POST", f"{echo.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {echo.key}"}) as answer:
+    with httpx.stream(
+        "POST", f"{echo.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {echo.key}"}
+    ) as answer:
         pieces = answer.iter_text()
         text = next(pieces)
         echo.process.terminate()
@@ -139,7 +142,7 @@ def test_sigterm_drains(echo):
 
 
 def test_a_killed_front_worker_is_back_and_its_requests_fail_loudly(echo):
-    """kill -9 of the front worker: the client sees a cut connection, the next request is served by its successor."""
+    """Kill -9 of the front worker: the client sees a cut connection, the next request is served by its successor."""
     pid = echo.kill("gateway.app")
     until(lambda: echo.pid_of("gateway.app") not in {None, pid}, "another front worker", 20)
     assert until(lambda: _status(echo), "an answer", 20) == 200
@@ -153,7 +156,7 @@ def _status(gateway):
 
 
 def test_workers_end_with_a_killed_supervisor(echo):
-    """kill -9 of the supervisor leaves no process behind."""
+    """Kill -9 of the supervisor leaves no process behind."""
     pid = until(lambda: echo.pid_of("gateway.app"), "the front worker")
     echo.process.send_signal(signal.SIGKILL)
     until(lambda: not _alive(pid), "the front worker to end", 20)
@@ -199,7 +202,10 @@ def test_missing_environment_and_typos_are_named_by_check(tmp_path):
 
 def test_missing_weights_do_not_stop_the_gateway(tmp_path):
     """Without weights the server starts, says what to run, and a request that only the model may serve gets a 503 that says so too."""
-    config = ECHO + '[upstreams.local]\nkind = "local"\n[local_models.smollm2-135m]\nkind = "chat"\n[models.smollm2-135m]\ncandidates = [{ upstream = "local" }]\n'
+    config = (
+        ECHO
+        + '[upstreams.local]\nkind = "local"\n[local_models.smollm2-135m]\nkind = "chat"\n[models.smollm2-135m]\ncandidates = [{ upstream = "local" }]\n'
+    )
     with Gateway(tmp_path, config, policies={"all.toml": ECHO_POLICY}) as gateway:
         until(lambda: "gateway models pull smollm2-135m" in gateway.said, "the command to run", 20)
         answer = gateway.post("chat/completions", json={**HELLO, "model": "smollm2-135m"})
@@ -210,7 +216,10 @@ def test_missing_weights_do_not_stop_the_gateway(tmp_path):
 
 def test_an_upstream_key_of_ours_is_refused(tmp_path):
     """A gateway key in an upstream's variable means two variables were mixed up: the upstream is off and says why."""
-    config = ECHO + '[upstreams.openai]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nkey_env = "MIXED_UP"\n[models.gpt-4o-mini]\ncandidates = [{ upstream = "openai" }]\n'
+    config = (
+        ECHO
+        + '[upstreams.openai]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nkey_env = "MIXED_UP"\n[models.gpt-4o-mini]\ncandidates = [{ upstream = "openai" }]\n'
+    )
     with Gateway(tmp_path, config, policies={"all.toml": ECHO_POLICY}, env={"MIXED_UP": "gw-12345678-ours"}) as gateway:
         assert "holds a key of this gateway" in gateway.said
         answer = gateway.post("chat/completions", json={**HELLO, "model": "gpt-4o-mini"})
@@ -225,7 +234,12 @@ def test_metrics_count_what_happened(echo):
     page = httpx.get(f"{echo.url}/metrics").text
     assert 'gateway_cache_total{outcome="hit-exact"} 1.0' in page
     assert 'gateway_upstream_up{upstream="echo"} 1.0' in page
-    for name in ("gateway_requests_total", "gateway_tokens_total", "gateway_time_to_first_token_seconds_bucket", "gateway_overhead_seconds_bucket"):
+    for name in (
+        "gateway_requests_total",
+        "gateway_tokens_total",
+        "gateway_time_to_first_token_seconds_bucket",
+        "gateway_overhead_seconds_bucket",
+    ):
         assert name in page
 
 
