@@ -155,6 +155,22 @@ def test_the_model_is_all_that_changes(around, old, new):
     assert wire.with_model(request, new) == (before + encoded(new) + after if new != old else body)
 
 
+DECOYS = [
+    b'{"metadata": {"model": "a"}, "mod\\u0065l": %s}',
+    b'{"mod\\u0065l": %s, "metadata": {"model": "a"}}',
+    b'{"x": "\\"model\\": \\"a\\"", "model" :\n %s}',
+    b'{"x": [{"model": "a"}, "model", {"model": {"model": 1}}], "model": %s, "model2": "a"}',
+]
+
+
+@pytest.mark.parametrize("pattern", DECOYS)
+def test_a_decoy_is_not_edited(pattern):
+    """Other keys and texts that look like the top-level model stay as they are."""
+    body = pattern % b'"a"'
+    request = wire.Request(endpoint="completions", body=body, data=wire.parse(body), model="a")
+    assert wire.with_model(request, "b") == pattern % b'"b"'
+
+
 def test_the_same_model_is_the_same_object():
     """Nothing to edit, nothing copied."""
     request = wire.read("chat/completions", encoded(CHAT))

@@ -41,7 +41,7 @@ async def openai(*, silent, _folder):
     rest = [HANG] if silent else [chunk("two"), chunk(finish="stop"), sse.DONE]
     async with hostile() as server:
         server.scripts = [[head(keep_alive="timeout=5"), chunk("one "), *rest]]
-        upstream = OpenAI("up", OpenAIUpstream(base_url=server.base_url), key="")
+        upstream = OpenAI("up", OpenAIUpstream(base_url=server.base_url, max_connections=30), key="")
         yield Subject(upstream, lambda: server.open)
         await upstream.aclose()
 
@@ -136,6 +136,24 @@ async def test_cancelling_whoever_waits_stops_the_work(make, stream):
         await until(lambda: subject.open() == 1)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
+        await until(lambda: subject.open() == 0)
+
+
+async def test_a_cancellation_at_any_moment_costs_nothing(make):
+    """While a connection is awaited or opened, before and after the request is out: nothing stays open, no place is lost."""
+    async with make(silent=True) as subject:
+        for turns in range(120):
+            sending = asyncio.create_task(subject.upstream.send(call()))
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            sending.cancel()
+            (got,) = await asyncio.gather(sending, return_exceptions=True)
+            if not isinstance(got, asyncio.CancelledError):
+                await got.aclose()
+        await until(lambda: subject.open() == 0)
+        answers = await asyncio.gather(*(subject.upstream.send(call()) for _ in range(30)))
+        for got in answers:
+            await got.aclose()
         await until(lambda: subject.open() == 0)
 
 
