@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -85,6 +85,7 @@ class OpenAIUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class LocalUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="local"):
     """The models of `[local_models]`, on this machine."""
 
+    inject_usage: ClassVar[bool] = True
     zone: str = "local"
     retention: str = "none"
     trains: bool = False
@@ -98,6 +99,7 @@ class LocalUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class EchoUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="echo"):
     """Answers with the last user text, word by word. For tests; never a stand-in for a model."""
 
+    inject_usage: ClassVar[bool] = True
     zone: str = "local"
     retention: str = "none"
     trains: bool = False

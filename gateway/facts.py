@@ -12,7 +12,7 @@ from msgspec import Struct
 from gateway import privacy
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
-from gateway.tokens import Estimate, size_estimate
+from gateway.tokens import size_estimate
 from gateway.wire import Request
 
 
@@ -51,12 +51,11 @@ class Facts(Struct, frozen=True, kw_only=True):
     """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
 
 
-def build(
+def judge(
     request: Request,
     *,
-    class_: Class,
-    found: tuple[str, ...],
-    size: Estimate,
+    classes: Mapping[str, Class],
+    max_scan_chars: int,
     tenant: str,
     key_label: str,
     class_floor: Class,
@@ -64,15 +63,19 @@ def build(
     seed: str,
     now: float,
 ) -> Facts:
-    """The facts of one request. The class is the highest of what was found, the key's floor and the x-gateway-class header.
+    """Scan a request and gather its facts. Its class is the highest of what was found, the key's floor and x-gateway-class.
 
-    `now` is Unix seconds. Raises InvalidRequest for a header that names no class.
+    `classes` maps kinds of findings to classes; `now` is Unix seconds. Long for a large body: then off the loop. Raises
+    InvalidRequest for an x-gateway-class that names none.
     """
+    scan = privacy.scan(request.data, max_chars=max_scan_chars)
+    found_class = cast("Class", privacy.classify(scan, classes))
+    size = size_estimate(texts(request))
     return Facts(
         endpoint=request.endpoint,
         model=request.model,
-        class_=max(class_, class_floor, asked_class(headers), key=CLASSES.index),
-        found=found,
+        class_=max(found_class, class_floor, asked_class(headers), key=CLASSES.index),
+        found=tuple(sorted(scan.kinds)),
         tenant=tenant,
         key_label=key_label,
         tags=tuple(sorted({tag.strip() for tag in headers.get("x-gateway-tags", "").split(",") if tag.strip()})),
@@ -88,34 +91,6 @@ def build(
         deadline_ms=_milliseconds(headers.get("x-gateway-deadline-ms", "")),
         hour=time.gmtime(now).tm_hour,
         seed=seed,
-    )
-
-
-def judge(
-    request: Request,
-    *,
-    classes: Mapping[str, Class],
-    max_scan_chars: int,
-    tenant: str,
-    key_label: str,
-    class_floor: Class,
-    headers: Mapping[str, str],
-    seed: str,
-    now: float,
-) -> Facts:
-    """Scan a request and build its facts. `classes` maps kinds of findings to classes. For a large body: off the loop."""
-    scan = privacy.scan(request.data, max_chars=max_scan_chars)
-    return build(
-        request,
-        class_=cast("Class", privacy.classify(scan, classes)),
-        found=tuple(sorted(scan.kinds)),
-        size=size_estimate(texts(request)),
-        tenant=tenant,
-        key_label=key_label,
-        class_floor=class_floor,
-        headers=headers,
-        seed=seed,
-        now=now,
     )
 
 

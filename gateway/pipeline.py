@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 from msgspec import Struct, to_builtins
 
 from gateway import facts as facts_of
-from gateway import privacy, reply, wire
+from gateway import reply, wire
 from gateway.auth import Principal
 from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Mode, Scope
 from gateway.cache.key import scope
 from gateway.cache.tiers import Cache
-from gateway.config import Class, Config, OpenAIUpstream
+from gateway.config import Class, Config
 from gateway.dispatch import Dispatch
 from gateway.errors import ApiError, Forbidden, InvalidRequest, NotFound, Unavailable, did_you_mean
 from gateway.facts import Facts
@@ -28,7 +28,6 @@ from gateway.policy.decide import decide, policy_for
 from gateway.policy.decision import Decision, Health, Option
 from gateway.policy.generation import Generation
 from gateway.reply import Reply
-from gateway.tokens import size_estimate
 from gateway.upstreams import Call
 
 LOOP_BODY_BYTES = 256 * 1024
@@ -101,13 +100,11 @@ class Pipeline:
         return await reply.relayed(ledger, opened, request, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
 
     def _facts(self, incoming: Incoming, request: wire.Request, generation: Generation, ledger: Ledger) -> Facts:
-        scan = privacy.scan(request.data, max_chars=self._config.server.max_scan_chars)
         principal = incoming.principal
-        return facts_of.build(
+        return facts_of.judge(
             request,
-            class_=cast("Class", privacy.classify(scan, generation.classes)),
-            found=tuple(sorted(scan.kinds)),
-            size=size_estimate(facts_of.texts(request)),
+            classes=generation.classes,
+            max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,
             class_floor=principal.class_floor,
@@ -153,7 +150,7 @@ class Pipeline:
     def _call(self, incoming: Incoming, request: wire.Request, option: Option, ledger: Ledger) -> Call:
         body = wire.with_model(request, option.model)
         config = self._config.upstreams[option.upstream]
-        add_usage = request.stream and not request.include_usage and isinstance(config, OpenAIUpstream) and config.inject_usage
+        add_usage = request.stream and not request.include_usage and config.inject_usage
         if add_usage:
             body = wire.with_usage(body)
         return Call(

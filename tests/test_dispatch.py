@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Client, body
+from front import Client, body
 from hostile import GOOD, HANG, RESET, answer, chunk, completion, error, head, hostile
 
 from gateway import dispatch, sse

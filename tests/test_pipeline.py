@@ -5,11 +5,11 @@ import json
 import threading
 
 import pytest
-from conftest import POLICY, Client, body
+from front import POLICY, Client, body
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway import pipeline, reply, wire
+from gateway import facts, pipeline, reply, wire
 from gateway.errors import InvalidRequest
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -263,7 +263,7 @@ async def test_every_token_is_logged_once(world):
 async def test_large_bodies_leave_the_loop_free(world, monkeypatch):
     """Above a quarter of a megabyte, reading, scanning, keying and editing happen on a thread."""
     threads = set()
-    for module, name in ((wire, "read"), (pipeline.privacy, "scan"), (pipeline, "scope"), (wire, "with_model")):
+    for module, name in ((wire, "read"), (facts.privacy, "scan"), (pipeline, "scope"), (wire, "with_model")):
         true = getattr(module, name)
         monkeypatch.setattr(
             module,

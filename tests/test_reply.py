@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import body
+from front import body
 from hostile import chunk, completion
 
 from gateway import reply, wire

@@ -191,7 +191,8 @@ class Shared:
         self.failures += 1
         self._quiet_until = time.monotonic() + self._pause_s
         late = isinstance(error, TimeoutError) and not isinstance(error, RedisError)
-        self._problem = f"Redis does not answer the shared cache ({type(error).__name__}); check the URL in cache.redis_url_env and the server"
+        fault = type(error).__name__
+        self._problem = f"Redis does not answer the shared cache ({fault}); check the server and the URL of cache.redis_url_env"
         return "late" if late else "failed"
 
 

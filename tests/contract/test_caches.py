@@ -314,7 +314,7 @@ async def test_a_redis_that_is_gone_costs_a_miss_and_says_so():
         assert await shared.lookup(scope(), class_="public") == Miss("failed")
         assert await shared.lookup(scope(), class_="public") == Miss("down")
         assert shared.failures == 1
-        assert "check [redis] url" in shared.problem()
+        assert "cache.redis_url_env" in shared.problem()
         with pytest.raises(Unavailable, match="purge again when Redis is back"):
             await shared.purge(tenant="acme", model=None, class_=None, dry_run=False)
         await shared.aclose()

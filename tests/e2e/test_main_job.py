@@ -131,6 +131,21 @@ def test_every_local_token_has_its_line(demo):
     assert {line["source"] for line in lines} == {"local"}
 
 
+def test_a_local_stream_is_accounted_exactly_though_nobody_asked_for_usage(demo):
+    """A streamed local answer without include_usage has its real usage in the record, and the client sees none."""
+    stream = demo.client().chat.completions.with_raw_response.create(
+        model="smollm2-135m", messages=[{"role": "user", "content": "Say hi."}], max_tokens=10, stream=True
+    )
+    chunks = list(stream.parse())
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+    request_id = stream.headers["x-request-id"]
+    usage = demo.record(request_id)["usage"]
+    lines = [line for line in demo.lines(request_id) if line["event"] == "token"]
+    assert usage["estimated"] is False
+    assert usage["completion_tokens"] == sum(line["n_tokens"] for line in lines)
+    assert usage["prompt_tokens"] > 20
+
+
 def test_embeddings_come_from_the_cache_workers_embedder(demo):
     """Float and base64 vectors are the same numbers, of unit length, and near for texts that mean the same."""
     client = demo.client()

@@ -7,7 +7,7 @@ import tracemalloc
 from contextlib import asynccontextmanager
 
 import pytest
-from conftest import Client, body, scope_of
+from front import Client, body, scope_of
 from hostile import HANG, answer, chunk, completion, head, hostile
 from openai import APIError, AsyncOpenAI, InternalServerError
 
