@@ -374,8 +374,8 @@ def models_pull(path: Path | None, names: tuple[str, ...], force: bool) -> None:
     for name in names:
         began = time.monotonic()
 
-        def progress(step: str, name: str = name, began: float = began) -> None:
-            click.echo(f"  {name}: {step} ({time.monotonic() - began:.0f} s)", err=True)
+        def progress(step: str, began: float = began) -> None:
+            click.echo(f"  {step} ({time.monotonic() - began:.0f} s)", err=True)
 
         folder = pull(name, root, progress=progress, force=force)
         click.echo(f"{name}: ready in {os.path.relpath(folder)}")

@@ -60,7 +60,7 @@ class Child:
         name: str,
         start: Callable[[], Awaitable[asyncio.subprocess.Process]],
         *,
-        tell: Callable[[str, str], None],
+        tell: Callable[..., None],
         blocked: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.name = name
@@ -103,7 +103,8 @@ class Child:
             except msgspec.MsgspecError:
                 continue
             failed = status.message if status.state == "failed" else ""
-            self._tell(self.name, "" if status.state == "ready" and not status.message else status.message or status.state)
+            ready = status.state == "ready"
+            self._tell(self.name, "" if ready else status.message or status.state, status.message if ready else "")
         return failed
 
     async def _sleep(self, seconds: float) -> None:
@@ -296,14 +297,14 @@ class Supervisor:
         if not self._send(event):
             self._unsent.append(event)
 
-    def _tell(self, name: str, problem: str) -> None:
-        """How a child is; an empty problem means ready. Said once for every change."""
+    def _tell(self, name: str, problem: str, remark: str = "") -> None:
+        """How a child is; an empty problem means ready, `remark` adds to that. Said once for every change."""
         if self._problems.get(name) == problem:
             return
         self._problems[name] = problem
         if self._stop.is_set():
             return
-        say(f"gateway: {name}: {problem or 'ready'}")
+        say(f"gateway: {name}: {problem or 'ready'}{f' ({remark})' if remark else ''}")
         if name != "front":
             self._send(control.WorkerNews(worker=name, problem=problem))
         if not problem:

@@ -5,7 +5,6 @@ Works on files only and starts nothing: the supervisor calls `propose` at its st
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from msgspec import Struct
 
 from gateway.config import Config
 from gateway.errors import ConfigError, Problem
+from gateway.files import write_atomically
 from gateway.policy.generation import HASH_DIGITS, Catalogue, Generation, lost, policy_files, read_folder
 
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
@@ -58,8 +58,7 @@ class Store:
 
     def approve(self, generation: Generation) -> None:
         """Say that this generation may come into force whatever it loses: `gateway policy apply`. Used up by the next change."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write(self.approval, generation.hash.encode())
+        write_atomically(self.approval, generation.hash.encode())
 
     def open(self, hash_: str) -> Generation:
         """An archived generation, as an old log line names it. Raises ConfigError when it is missing or damaged."""
@@ -116,14 +115,13 @@ class Store:
         return Waiting(kept, tuple(losses), generation.hash)
 
     def _activate(self, generation: Generation) -> Activated:
-        self._folder.mkdir(parents=True, exist_ok=True)
         archive = self._folder / f"{generation.hash}.json"
         source = generation.source()
         if not archive.exists() or archive.read_bytes() != source:
-            _write(archive, source)
+            write_atomically(archive, source)
         active = self._folder / "active"
         if not active.exists() or active.read_bytes() != generation.hash.encode():
-            _write(active, generation.hash.encode())
+            write_atomically(active, generation.hash.encode())
             self.approval.unlink(missing_ok=True)
         return Activated(generation)
 
@@ -151,21 +149,6 @@ def _unknown_past(path: Path, what: str) -> Problem:
         "Restore it from a backup, or accept the policy folder as it is with `gateway policy apply`"
     )
     return Problem(str(path), message)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, and a crash, sees either all of the old or all of the new."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class Watcher:
