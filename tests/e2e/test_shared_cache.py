@@ -1,0 +1,67 @@
+"""Two gateways with one Redis: what one has answered, the other serves; what one purges, the other forgets."""
+
+import shutil
+import subprocess
+
+import pytest
+import redis
+from gateways import ECHO, ECHO_POLICY, Gateway, free_port, until
+
+pytestmark = pytest.mark.redis
+
+CONFIG = ECHO.replace("semantic = false", 'semantic = false\nredis_url_env = "TEST_REDIS_URL"')
+HELLO = {"model": "echo", "messages": [{"role": "user", "content": "shared between two"}]}
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A private redis-server and its URL."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed; `make test` says how")
+    port = free_port()
+    with subprocess.Popen(
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)], stdout=subprocess.DEVNULL
+    ) as process:
+        with redis.Redis(port=port) as client:
+            until(lambda: _answers(client), "redis-server", 10)
+        yield f"redis://127.0.0.1:{port}/0", process
+        process.terminate()
+
+
+def _answers(client):
+    try:
+        return client.ping()
+    except redis.ConnectionError:
+        return False
+
+
+def state_of(gateway):
+    return gateway.post("chat/completions", json=HELLO).headers["x-gateway-cache"]
+
+
+def test_two_gateways_share_answers_and_purges_and_live_without_redis(tmp_path, redis_server):
+    """The second gateway hits what the first stored, a purge reaches both, and a dead Redis costs hits, never requests."""
+    url, process = redis_server
+    env = {"TEST_REDIS_URL": url}
+    policies = {"all.toml": ECHO_POLICY}
+    with (
+        Gateway(tmp_path / "a", CONFIG, policies=policies, env=env) as first,
+        Gateway(tmp_path / "b", CONFIG, policies=policies, env=env) as second,
+    ):
+        assert state_of(first) == "miss"
+        assert until(lambda: (state := state_of(second)) != "miss" and state, "the shared answer", 10) in {"hit-shared", "hit-exact"}
+        assert state_of(first) == "hit-exact"
+        assert first.cli("purge", "--all").returncode == 0
+        until(lambda: state_of(second) == "miss", "the purge at the other gateway", 10)
+        process.kill()
+        process.wait()
+        assert second.post("chat/completions", json={**HELLO, "temperature": 0.5}).status_code == 200
+        until(lambda: any("Redis" in problem for problem in second.ready()["cache"]), "the dead Redis named in /ready", 10)
+
+
+def test_a_redis_url_that_is_not_set_is_named(tmp_path):
+    """A variable that the config names and the environment lacks is an error at the start."""
+    said = Gateway(tmp_path, CONFIG, policies={"all.toml": ECHO_POLICY}).cli("serve")
+    assert said.returncode == 2
+    assert "TEST_REDIS_URL is not set" in said.stderr
