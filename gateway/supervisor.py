@@ -371,7 +371,9 @@ class Supervisor:
         """A key made when there is none at all, so that the first start is enough to work."""
         with suppress(ConfigError):
             if not self._config.keys and not any(key.revoked_at is None for key in keys.read()):
-                return keys.add("first", scopes=("chat",))
+                # Limits of every policy apply whichever routes it chooses, so the first key may choose any.
+                names = tuple(name for name, policy in self._generation.policies.items() if policy.routes)
+                return keys.add("first", scopes=("chat",), policies=names)
         return ""
 
 

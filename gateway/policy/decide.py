@@ -293,11 +293,20 @@ def _refusal(
         return Refusal(
             kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{found}: {cause}."
         )
-    causes = "; ".join(dict.fromkeys(f"{row.option.upstream}: {_state_text(health[row.name])}" for row in wanted))
+    states = dict.fromkeys(f"{row.option.upstream}: {_state_text(health[row.name])}" for row in wanted)
+    causes = "; ".join([*states, *_inabilities(generation, facts)])
     should_retry = any(not health[row.name].off for row in wanted)
     return Refusal(
         kind="unavailable", message=f"No upstream that may serve this is available ({causes}).", should_retry=should_retry
     )
+
+
+def _inabilities(generation: Generation, facts: Facts) -> list[str]:
+    """Why the options of the asked endpoint that could not serve this could not: the mend may be in the request."""
+    removed: list[Removed] = []
+    rows = [row for row in generation.rows_for(facts.model) if row.capabilities.issuperset(facts.needs[:1])]
+    _fitting(rows, facts, removed)
+    return [f"{one.option}: {one.reason}" for one in removed]
 
 
 def _taking(limits: Iterable[Limit], rows: list[Row], facts: Facts) -> list[str]:

@@ -321,3 +321,13 @@ def test_adding_a_limit_never_adds_an_upstream_for_a_named_model_either(few, mor
     before = decide(named("", *texts[: len(few)]), "p0", request, health)
     after = decide(named("", *texts), "p0", request, health)
     assert set(names(after)) <= set(names(before))
+
+
+def test_a_refusal_also_names_what_the_able_ones_lack():
+    """When the one that could do it is off, the message also says why the others could not: the mend may be in the request."""
+    files = {"p0.toml": 'policy = "p0"\n' + LAST_ROUTE}
+    made = Generation(files, catalogue(HOME, option("far", capabilities=("chat", "n"))))
+    refusal = decide(made, "p0", facts(needs=("chat", "n")), {"far/m": OFF}).refusal
+    assert refusal.message == (
+        "No upstream that may serve this is available (far: off, API_KEY is not set; home/m: cannot do: n)."
+    )
