@@ -40,7 +40,7 @@ $(BIN)/python:
 
 $(BIN)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing the pinned packages into $(VENV); the first time this takes a few minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
 $(BIN)/.installed-dev: $(BIN)/.installed
