@@ -25,6 +25,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import HTTPScope, Receive, Scope, Send
 
 from gateway import control, frames, logs
+from gateway.affinity import Affinity
 from gateway.auth import KeyFile, Keys, StoredKey, configured_keys
 from gateway.cache.exact import Exact
 from gateway.cache.off import Off
@@ -33,9 +34,10 @@ from gateway.cache.semantic import Semantic
 from gateway.cache.tiers import Cache
 from gateway.config import Config, EchoUpstream, LocalUpstream, OpenAIUpstream, off_reason, redis_url, upstream_key
 from gateway.dispatch import Dispatch
-from gateway.errors import ApiError, ConfigError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, WorkerGone
+from gateway.errors import ApiError, ConfigError, InternalError, InvalidRequest, MethodNotAllowed, TooLarge, WorkerGone
 from gateway.health import HealthView
-from gateway.http import ops
+from gateway.http import ops, paths
+from gateway.http.cors import Cors
 from gateway.http.inference import Edge, request_id
 from gateway.ledger import Ledger, Record
 from gateway.local.frames import Hello, from_worker_decoder
@@ -48,8 +50,7 @@ from gateway.tokens import Counter
 from gateway.upstreams import Upstream
 from gateway.upstreams.echo import Echo
 from gateway.upstreams.local import LocalUpstream as Local
-from gateway.upstreams.openai import OpenAI
-from gateway.wire import ENDPOINTS
+from gateway.upstreams.openai import connect
 
 
 class Front:
@@ -73,12 +74,14 @@ class Front:
         self.keys = Keys(
             KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256))
         )
+        self.affinity = Affinity(self.config.state_dir / "responses.sqlite")
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
             dispatch=Dispatch(self.upstreams, self.config.upstreams, self.health),
             cache=self.cache,
             health=self.health,
+            affinity=self.affinity,
         )
         self.edge = Edge(
             keys=self.keys,
@@ -120,7 +123,7 @@ class Front:
         for name, config in self.config.upstreams.items():
             match config:
                 case OpenAIUpstream():
-                    made[name] = OpenAI(name, config, key=upstream_key(config))
+                    made[name] = connect(name, config, key=upstream_key(config))
                 case LocalUpstream():
                     made[name] = self.local[name] = Local(name, self.clients, self.semantic)
                 case EchoUpstream():
@@ -157,6 +160,7 @@ class Front:
             "workers": {name: problem or "ready" for name, problem in self.problems.items()},
             "cache": list(self.cache.problems()),
             "log": log_problem or "ok",
+            "responses": self.affinity.problem or "ok",
         }
         return serving and not log_problem, state
 
@@ -198,6 +202,7 @@ class Front:
         for upstream in self.upstreams.values():
             await upstream.aclose()
         await self.cache.aclose()
+        await self.affinity.aclose()
         await asyncio.to_thread(self.writer.close)
 
 
@@ -223,7 +228,7 @@ def _log_writer(config: Config, segment: str) -> LogWriter:
 
 def create_app(front: Front) -> Litestar:
     """The Litestar application: raw hot routes, ordinary handlers for the rest, every failure in OpenAI's envelope."""
-    handlers: list[Any] = [_hot_route(front.edge, endpoint) for endpoint in ENDPOINTS]
+    handlers: list[Any] = [_hot_route(front.edge), *(_mounted(front.edge, prefix) for prefix in paths.MOUNTS)]
     handlers += ops.routes(
         config=front.config,
         keys=front.keys,
@@ -252,6 +257,7 @@ def create_app(front: Front) -> Litestar:
     return Litestar(
         route_handlers=handlers,
         lifespan=[lifespan],
+        after_request=_named,
         openapi_config=None,
         exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: crashed},
         logging_config=None,
@@ -259,14 +265,29 @@ def create_app(front: Front) -> Litestar:
     )
 
 
-def _hot_route(edge: Edge, endpoint: str) -> Any:
-    path = f"/v1/{endpoint}"
-
-    @asgi(path, copy_scope=False)
+def _hot_route(edge: Edge) -> Any:
+    @asgi(list(paths.EXACT), copy_scope=False)
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        await edge.handle(endpoint, cast("HTTPScope", scope), receive, send)
+        await edge(cast("HTTPScope", scope), receive, send)
 
     return handle
+
+
+def _mounted(edge: Edge, prefix: str) -> Any:
+    """A prefix with everything below it: a raw handler of a path with parameters is a 500 in Litestar (2.25)."""
+
+    @asgi(prefix, is_mount=True, copy_scope=False)
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = prefix + scope["path"]
+        await edge(cast("HTTPScope", scope), receive, send)
+
+    return handle
+
+
+def _named(response: Response[Any]) -> Response[Any]:
+    """Every answer has an id under which its asker can speak of it."""
+    response.headers.setdefault("x-request-id", request_id())
+    return response
 
 
 def _envelope(error: ApiError) -> Response[bytes]:
@@ -283,11 +304,10 @@ def _http_error(request: Any, error: HTTPException) -> Response[bytes]:
     path = ascii(request.scope["path"][:128])[1:-1]
     match error.status_code:
         case 404:
-            made: ApiError = NotFound(
-                f"Unknown request URL: {request.method} {path}. See the paths in the README.", code="unknown_url"
-            )
+            made: ApiError = paths.unknown(request.method, request.scope["path"])
         case 405:
-            made = MethodNotAllowed(f"{request.method} is not allowed on {path}.")
+            allowed = (error.headers or {}).get("allow", "")
+            made = MethodNotAllowed(f"{request.method} is not allowed on {path}.", allow=allowed.split(", ") if allowed else ())
         case 413:
             made = TooLarge("The body is too large.")
         case status if status < 500:
@@ -325,7 +345,7 @@ async def serve(listen_fd: int, control_fd: int) -> None:
         raise SystemExit("the supervisor left before it said what to serve")
     front = Front(start, activate)
     config = uvicorn.Config(
-        create_app(front),
+        Cors(create_app(front), front.config.server.cors_origins) if front.config.server.cors_origins else create_app(front),
         loop="uvloop",
         http="httptools",
         lifespan="on",

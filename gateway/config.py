@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,8 +28,14 @@ Positive = Annotated[int, Meta(ge=1)]
 Price = Annotated[float, Meta(ge=0)]
 
 CHAT_CAPABILITIES = ("chat", "tools", "images", "audio", "files", "json", "logprobs", "n")
-CAPABILITIES = (*CHAT_CAPABILITIES, "completions", "embeddings")
-Capability = Literal["chat", "tools", "images", "audio", "files", "json", "logprobs", "n", "completions", "embeddings"]
+ENDPOINT_CAPABILITIES = (
+    "completions", "embeddings", "responses", "messages", "moderations", "images/generations", "audio/speech",
+)  # fmt: skip
+CAPABILITIES = (*CHAT_CAPABILITIES, *ENDPOINT_CAPABILITIES)
+Capability = Literal[
+    "chat", "tools", "images", "audio", "files", "json", "logprobs", "n",
+    "completions", "embeddings", "responses", "messages", "moderations", "images/generations", "audio/speech",
+]  # fmt: skip
 """What a request may need of a model: its endpoint, and the fields that not every model can serve."""
 
 
@@ -52,6 +59,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long requests in flight may go on after SIGTERM."""
     expose_headers: bool = True
     """Whether answers carry the x-gateway-* headers."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages (`https://host[:port]`, or `*` for all) whose scripts may call; empty: none. Cookies are never allowed."""
 
 
 class OpenAIUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="openai"):
@@ -61,6 +70,8 @@ class OpenAIUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Up to and including `/v1`."""
     key_env: str = ""
     """Environment variable that holds its key; empty: it takes none. While the variable is unset the upstream is off."""
+    key_header: Literal["authorization", "x-api-key"] = "authorization"
+    """How its key travels: as `Authorization: Bearer`, or bare in `x-api-key`, as Anthropic's own API has it."""
     zone: str = "external"
     """Where it stands, for policies: `local`, or any word such as `eu` or `us`."""
     retention: str = "unknown"
@@ -80,6 +91,9 @@ class OpenAIUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How often a failed attempt is made again on this upstream before the next one is tried."""
     inject_usage: bool = True
     """Ask for usage at the end of streams when the client did not, and take it out again. Off for APIs that refuse it."""
+    client: Literal["http1", "httpx"] = "http1"
+    """What carries its requests: our own HTTP/1.1 client, or stock httpx at many times the CPU. Where HTTP_PROXY, HTTPS_PROXY or
+    ALL_PROXY name a proxy for `base_url`, and NO_PROXY does not exempt it, it is httpx whatever stands here."""
 
 
 class LocalUpstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="local"):
@@ -363,7 +377,17 @@ def parse(file: TomlFile) -> Config:
     return config
 
 
+_ORIGIN = re.compile(r"\*|https?://[a-z0-9.\-\[\]:]+")
+
+
 def _server_problems(file: TomlFile, config: Config) -> list[Problem]:
+    wrong = [origin for origin in config.server.cors_origins if not _ORIGIN.fullmatch(origin)]
+    message = 'must be "*" or scheme://host[:port], in small letters and without a path: {}'
+    problems = [file.problem(("server", "cors_origins"), message.format(ascii(origin))) for origin in wrong]
+    return problems + _address_problems(file, config)
+
+
+def _address_problems(file: TomlFile, config: Config) -> list[Problem]:
     host = config.server.host
     try:
         loopback = ipaddress.ip_address(host).is_loopback
@@ -416,6 +440,11 @@ def _candidate_problems(file: TomlFile, config: Config, where: tuple[str | int, 
 def upstream_key(upstream: OpenAIUpstream) -> str:
     """The upstream's own key from the environment; empty when it takes none or is off."""
     return os.environ.get(upstream.key_env, "") if upstream.key_env else ""
+
+
+def key_header(upstream: OpenAIUpstream, key: str) -> tuple[str, str]:
+    """Name and value of the header that carries an upstream's own key."""
+    return (upstream.key_header, f"Bearer {key}" if upstream.key_header == "authorization" else key)
 
 
 def redis_url(config: Config) -> str:

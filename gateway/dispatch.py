@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway import sse, stream
+from gateway import dialects, sse
 from gateway.config import UpstreamConfig
 from gateway.errors import (
     ApiError,
@@ -95,17 +95,21 @@ class Opened:
         self.option = option
         self.status = answer.status
         self.headers = list(answer.headers)
+        self.dialect = dialects.of(call.endpoint)
         self.streams = answer.status < 300 and _is_sse(answer)
+        self.raw = answer.status < 300 and not self.streams and self.dialect.raw
+        """Whether the answer is bytes that go as they come, unread."""
         self.usage_added = call.usage_added
         """Whether the stream brings usage that the client did not ask for."""
         self.body = b""
         """The whole body when the answer does not stream."""
-        self.completion: stream.Chunk | None = None
-        """The typed view of `body`, unless it is an error's."""
+        self.whole: dialects.Whole | None = None
+        """What `body` says, unless it is an error's."""
         self.tokens: list[Piece] = []
         """Of a whole body: the pieces whose text and tokens its source knew."""
         self.first: list[Piece] = []
         """Of a stream: what has been read to see the first event; it goes to the client first."""
+        self._wants_stream = call.stream
         self._answer = answer
         self._pieces = aiter(answer)
         self._idle_timeout_s = config.idle_timeout_s
@@ -115,8 +119,14 @@ class Opened:
 
     async def prime(self) -> None:
         """Read up to the first event that can be understood, or the whole body. Raises UpstreamFailed."""
+        if self.raw:
+            await self._read_some()
+            return
         if not self.streams:
             await self._read_whole()
+        if self.status < 300 and self.streams != self._wants_stream and not self.dialect.converts:
+            raise UpstreamFailed("protocol", "streams what was to come whole" if self.streams else "does not stream its answer")
+        if not self.streams:
             return
         splitter = sse.Splitter()
         async for piece in self._pieces:
@@ -125,9 +135,25 @@ class Opened:
                 return
             for event in _split(splitter, piece.data):
                 data = sse.data_of(event)
-                if data is not None and _begins(data):
+                if data is not None and self._begins(data):
                     return
         raise UpstreamFailed("cut", "closed the stream before its first event")
+
+    def _begins(self, data: bytes) -> bool:
+        """Whether this event begins the answer; what does not goes with the next one. Raises UpstreamFailed."""
+        if data.startswith(b"[DONE]"):
+            raise UpstreamFailed("protocol", "its stream holds nothing but the end mark")
+        opening = self.dialect.opening(data)
+        if opening.error:
+            raise in_band(opening.error, "its stream began with an error")
+        return opening.begins
+
+    async def _read_some(self) -> None:
+        async for piece in self._pieces:
+            self.first.append(piece)
+            if piece.data:
+                return
+        raise UpstreamFailed("protocol", "its answer is empty")
 
     async def _read_whole(self) -> None:
         limit = MAX_ANSWER_BYTES if self.status < 300 else MAX_ERROR_BYTES
@@ -143,13 +169,13 @@ class Opened:
         if self.status >= 300:
             return
         if size <= LOOP_BYTES:
-            self.completion = stream.read_chunk(self.body)
+            self.whole = self.dialect.whole(self.body)
         else:
-            self.completion = await asyncio.to_thread(stream.read_chunk, self.body)
-        if self.completion is None:
+            self.whole = await asyncio.to_thread(self.dialect.whole, self.body)
+        if self.whole is None:
             raise UpstreamFailed("protocol", "its answer is not a JSON object" if self.body else "its answer is empty")
-        if self.completion.error:
-            raise in_band(self.completion.error, "answered 200 with an error")
+        if self.whole.error:
+            raise in_band(self.whole.error, "answered 200 with an error")
         self._health.answered(self.option.name)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -203,16 +229,6 @@ def _split(splitter: sse.Splitter, data: bytes) -> list[bytes]:
         return splitter.feed(data)
     except ValueError as error:
         raise UpstreamFailed("protocol", str(error)) from None
-
-
-def _begins(data: bytes) -> bool:
-    """Whether this event begins the answer; what is not a JSON object goes with the next one. Raises UpstreamFailed."""
-    if data.startswith(b"[DONE]"):
-        raise UpstreamFailed("protocol", "its stream holds nothing but the end mark")
-    chunk = stream.read_chunk(data)
-    if chunk is not None and chunk.error:
-        raise in_band(chunk.error, "its stream began with an error")
-    return chunk is not None
 
 
 def in_band(error: Any, message: str) -> UpstreamFailed:
@@ -352,7 +368,9 @@ def client_error(option: Option, failure: UpstreamFailed) -> ApiError:
         return _status_error(name, failure)
     if failure.kind == "in_band":
         error = json.loads(failure.body)["error"]
-        return Relayed(502, failure.body, (), code=_code(error)) if _is_envelope(error) else BadUpstream(f'"{name}" {failure}.')
+        if not _is_envelope(error):
+            return BadUpstream(f'"{name}" {failure}.')
+        return Relayed(502, _complete(failure.body, error, 502), (), code=_code(error))
     if failure.kind == "overloaded":
         return RateLimited(f'"{name}" is busy: {failure}.', retry_after_s=failure.retry_after_s or 1.0)
     if failure.kind == "timeout":
@@ -372,7 +390,7 @@ def _status_error(name: str, failure: UpstreamFailed) -> ApiError:
     except (ValueError, AttributeError, RecursionError):
         error = None
     if _is_envelope(error) and 400 <= status < 600:
-        return Relayed(status, failure.body, failure.headers, code=_code(error))
+        return Relayed(status, _complete(failure.body, error, status), failure.headers, code=_code(error))
     if status == 429:
         return RateLimited(f'"{name}" answered 429.', retry_after_s=failure.retry_after_s or 1.0)
     if status == 503:
@@ -384,6 +402,23 @@ def _status_error(name: str, failure: UpstreamFailed) -> ApiError:
 
 def _is_envelope(error: Any) -> bool:
     return isinstance(error, dict) and isinstance(error.get("message"), str)
+
+
+def _complete(body: bytes, error: dict[str, Any], status: int) -> bytes:
+    """The upstream's error body as it came, unless keys that OpenAI's SDKs read are missing or of another type.
+
+    Anthropic's errors have a shape of their own and stay as they are.
+    """
+    said = json.loads(body)
+    words = [error.get(name) for name in ("param", "code")]
+    whole = {"message", "type", "param", "code"} <= set(error) and isinstance(error["type"], str)
+    if said.get("type") == "error" or (whole and all(word is None or isinstance(word, str) for word in words)):
+        return body
+    kind = error.get("type")
+    error["type"] = kind if isinstance(kind, str) else "invalid_request_error" if status < 500 else "server_error"
+    for name, word in zip(("param", "code"), words, strict=True):
+        error[name] = str(word) if isinstance(word, str | int) and not isinstance(word, bool) else None
+    return json.dumps({**said, "error": error}).encode()
 
 
 def _code(error: dict[str, Any]) -> str | None:

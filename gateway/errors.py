@@ -25,7 +25,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
@@ -152,11 +152,19 @@ class NotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """A known path with another method."""
+    """A known path with another method; `allow` names those that it has."""
 
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self._allow = tuple(allow)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The methods that would do (RFC 9110, section 15.5.6)."""
+        return [("allow", ", ".join(self._allow))] if self._allow else []
 
 
 class TooLarge(ApiError):
@@ -209,13 +217,22 @@ class UpstreamTimeout(ApiError):
 
 
 class Relayed(ApiError):
-    """An upstream's own error envelope, passed on byte for byte with its status and retry hints."""
+    """An upstream's own error envelope, passed on byte for byte with its status and retry hints.
+
+    `body` is a JSON object whose `error` is one with a message.
+    """
 
     def __init__(self, status: int, body: bytes, headers: Sequence[tuple[str, str]], *, code: str | None) -> None:
         super().__init__(f"the upstream answered {status}", code=code)
         self.status = status  # type: ignore[misc]  # the one error whose status is the upstream's choice
         self._body = body
         self._headers = list(headers)
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """The upstream's own error; all four keys, whatever it left out."""
+        error: Any = json.loads(self._body)["error"]
+        found = {name: error.get(name) for name in ("message", "type", "param", "code")}
+        return {"error": {name: value if isinstance(value, str) else None for name, value in found.items()}}
 
     def body(self) -> bytes:
         """The upstream's bytes."""

@@ -20,7 +20,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Everything `decide` looks at besides policy and health. Logged with every decision, so that it can be made again."""
 
     endpoint: str
-    """`chat/completions`, `completions` or `embeddings`."""
+    """A key of `wire.ENDPOINTS`."""
     model: str
     """As the client named it."""
     class_: Class = msgspec.field(name="class", default="public")
@@ -54,6 +54,7 @@ class Facts(Struct, frozen=True, kw_only=True):
 def judge(
     request: Request,
     *,
+    query: str = "",
     classes: Mapping[str, Class],
     max_scan_chars: int,
     tenant: str,
@@ -65,10 +66,10 @@ def judge(
 ) -> Facts:
     """Scan a request and gather its facts. Its class is the highest of what was found, the key's floor and x-gateway-class.
 
-    `classes` maps kinds of findings to classes; `now` is Unix seconds. Long for a large body: then off the loop. Raises
-    InvalidRequest for an x-gateway-class that names none.
+    `query` is text of the URL that travels with the body; `classes` maps kinds of findings to classes; `now` is Unix seconds.
+    Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
-    scan = privacy.scan(request.data, max_chars=max_scan_chars)
+    scan = privacy.scan((request.data, query), max_chars=max_scan_chars)
     found_class = cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
     return Facts(
@@ -111,12 +112,16 @@ def _milliseconds(text: str) -> int | None:
 def texts(request: Request) -> Iterator[str]:
     """The texts that make up the prompt, for its size: contents, text parts, tool definitions and earlier calls."""
     data = request.data
-    for name in ("prompt", "input"):
+    for name in ("prompt", "input", "instructions", "system"):
         yield from _strings(data.get(name))
     for message in data.get("messages") or ():
         yield from _strings(message.get("content"))
         yield from _strings(message.get("tool_calls"))
     yield from _strings(data.get("tools"))
+
+
+_NO_TEXT = frozenset({"image_url", "input_audio", "file", "file_data", "encrypted_content", "signature", "type"})
+"""Keys of files, of what only the upstream reads, and of words that every part repeats."""
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -128,6 +133,8 @@ def _strings(value: Any) -> Iterator[str]:
         for item in value:
             yield from _strings(item)
     elif isinstance(value, dict):
+        if value.get("type") == "base64":  # an Anthropic image or document
+            return
         for name, item in value.items():
-            if name not in {"image_url", "input_audio", "file", "type"}:
+            if name not in _NO_TEXT:
                 yield from _strings(item)

@@ -7,25 +7,29 @@ closes into exactly one Record, and no upstream stays open.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import parse_qsl, quote, unquote_plus, urlencode
 
 from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
+from gateway import dialects, reply, wire
 from gateway import facts as facts_of
-from gateway import reply, wire
+from gateway.affinity import Affinity, Made
 from gateway.auth import Principal
 from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Mode, Scope
 from gateway.cache.key import scope
 from gateway.cache.tiers import Cache
-from gateway.config import Class, Config
-from gateway.dispatch import Dispatch
+from gateway.config import CLASSES, Class, Config
+from gateway.dispatch import Dispatch, Opened
 from gateway.errors import ApiError, Forbidden, InvalidRequest, NotFound, Unavailable, did_you_mean
 from gateway.facts import Facts
 from gateway.health import HealthView
 from gateway.ledger import Ending, Ledger
 from gateway.policy.decide import decide, policy_for
-from gateway.policy.decision import Decision, Health, Option
+from gateway.policy.decision import Chosen, Decision, Health, Option, Refusal
 from gateway.policy.generation import Generation
 from gateway.reply import Reply
 from gateway.upstreams import Call
@@ -34,6 +38,9 @@ LOOP_BODY_BYTES = 256 * 1024
 """Bodies above this are parsed and scanned on a thread, so that the loop stays free."""
 KEEP_BYTES = 2 * 1024 * 1024
 """Answers above this are not kept for the cache."""
+
+STORABLE_CLASSES = frozenset({"public", "internal"})
+"""Classes whose answers an upstream may be told to keep. Any other word, known or not, means: not stored."""
 
 FORWARDED_HEADERS = ("openai-beta", "idempotency-key", "x-client-request-id", "traceparent", "tracestate")
 """Client headers that travel to external upstreams. Its key never does."""
@@ -47,10 +54,18 @@ class Incoming(Struct, frozen=True, kw_only=True):
     """A request with its key checked and its body read."""
 
     endpoint: str
+    """A key of `wire.ENDPOINTS`; for `recall` one of its own."""
     body: bytes
     headers: Mapping[str, str]
     """Lower-case names."""
     principal: Principal
+    deployment: str = ""
+    """The model that the path named."""
+    query: str = ""
+    """Of the URL, as it came."""
+    id: str = ""
+    """The stored response that the path names."""
+    method: str = "POST"
 
 
 class Pipeline:
@@ -64,22 +79,24 @@ class Pipeline:
         dispatch: Dispatch,
         cache: Cache,
         health: HealthView,
+        affinity: Affinity,
     ) -> None:
         self._config = config
         self._generation = generation
         self._dispatch = dispatch
         self._cache = cache
         self._health = health
+        self._affinity = affinity
 
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
-        request = await _aside(incoming.body, wire.read, incoming.endpoint, incoming.body)
+        request = await _aside(incoming.body, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         generation = self._generation()
-        if request.model not in self._config.models:
-            raise _unknown_model(request.model, self._config)
-        facts = await _aside(incoming.body, self._facts, incoming, request, generation, ledger)
+        previous = await self._previous(request, incoming.principal)
+        request = self._named(request, previous)
+        facts = await _aside(incoming.body, self._facts, incoming, request, previous, generation, ledger)
         ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
-        decision = self._decide(incoming, facts, generation, ledger)
+        decision = self._decide(incoming, facts, previous, generation, ledger)
         key, mode, control = await _aside(incoming.body, self._cache_key, incoming, request, decision, generation)
         found = await self._cache.lookup(key, mode, class_=facts.class_, no_cache=bool(control & {"no-cache", "no-store"}))
         if isinstance(found, Hit):
@@ -89,6 +106,7 @@ class Pipeline:
         ledger.event("cache.miss", reason=found.reason, cosine=found.cosine)
         if decision.refusal is not None:
             raise _refused(decision)
+        _check_store(request, facts)
 
         async def prepare(option: Option) -> Call:
             return await _aside(incoming.body, self._call, incoming, request, option, ledger)
@@ -96,24 +114,111 @@ class Pipeline:
         opened = await self._dispatch.open(decision, prepare, ledger)
         headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]))
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
-        keeper = Keeper(self._cache, key, mode, facts.class_, no_store="no-store" in control)
+        keeper = Keeper(
+            self._cache, key, mode, facts.class_, no_store="no-store" in control, made=self._made(incoming, request, facts)
+        )
         return await reply.relayed(ledger, opened, request, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
 
-    def _facts(self, incoming: Incoming, request: wire.Request, generation: Generation, ledger: Ledger) -> Facts:
+    async def recall(self, incoming: Incoming, ledger: Ledger) -> Reply:
+        """Hand on what is asked of a stored response to the upstream that made it; only for the tenant that it was made for.
+
+        Nothing but the id and known words of the query leaves, so no policy is asked, and what comes back was paid for
+        before. Raises ApiError as `answer` does.
+        """
+        tenant = incoming.principal.tenant
+        made = await self._affinity.find(tenant, incoming.id)
+        option = _option_of(made, self._generation())
+        if made is None or option is None:
+            shown = ascii(incoming.id[:64])[1:-1]
+            raise NotFound(
+                f"No stored response {shown} is known here for this key.", param="response_id", code="response_not_found"
+            )
+        query = _checked_query(incoming.query)
+        stream = "stream=true" in query.split("&")
+        ledger.note(
+            model=made.name, stream=stream, class_=made.class_, policy=self._generation().label(self._config.policies.default)
+        )
+        tail = incoming.endpoint.partition("/")[2]
+        path = f"responses/{quote(incoming.id, safe='')}" + (f"/{tail}" if tail in {"cancel", "input_items"} else "")
+        call = Call(
+            request_id=ledger.request_id,
+            endpoint=incoming.endpoint,
+            model=made.model,
+            body=b"",
+            stream=stream,
+            headers=_forwarded(incoming.headers, ()),
+            method=incoming.method,
+            path=f"{path}?{query}" if query else path,
+        )
+
+        async def prepare(_option: Option) -> Call:
+            return call
+
+        decision = Decision(policy=str(ledger.fields["policy"]), rule="", candidates=(Chosen(option=option),))
+        opened = await self._dispatch.open(decision, prepare, ledger)
+        if incoming.method == "DELETE":
+            self._affinity.forget(tenant, incoming.id)
+        request = wire.Request(endpoint=incoming.endpoint, body=b"", data={}, model=made.name, stream=stream)
+        headers = self._headers(decision, option.name, "off")
+        keeper = Keeper(self._cache, None, "off", made.class_, no_store=True, made=_nothing)
+        return await reply.relayed(ledger, opened, request, headers, prompt_tokens=0, keeper=keeper, done="complete")
+
+    async def _previous(self, request: wire.Request, principal: Principal) -> Made | None:
+        """The stored response that a request goes on from. Raises InvalidRequest for one that this tenant does not have."""
+        if not request.previous:
+            return None
+        made = await self._affinity.find(principal.tenant, request.previous)
+        if made is None:
+            shown = ascii(request.previous[:64])[1:-1]
+            message = f"Previous response with id '{shown}' is not known here for this key."
+            raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found")
+        return made
+
+    def _named(self, request: wire.Request, previous: Made | None) -> wire.Request:
+        """The request with its model: where a client may leave it out, the earlier response's, or the first that can serve it."""
+        models = self._config.models
+        if request.model:
+            if request.model not in models:
+                raise _unknown_model(request.model, self._config)
+            return request
+        if previous is not None and previous.name in models:
+            return replace(request, model=previous.name)
+        needed = request.needs[0]
+        for name in models:
+            if any(needed in candidate.capabilities for candidate in self._config.candidates(name)):
+                return replace(request, model=name)
+        raise InvalidRequest(f"No model here serves {needed}.", param="model", code="unsupported_by_model")
+
+    def _made(self, incoming: Incoming, request: wire.Request, facts: Facts) -> Callable[[str, Opened], None]:
+        """What to do when an upstream says under which id it keeps an answer."""
+
+        def remember(id_: str, opened: Opened) -> None:
+            made = Made(opened.option.upstream, opened.option.model, request.model, facts.class_)
+            self._affinity.remember(incoming.principal.tenant, id_, made)
+
+        return remember if request.stores else _nothing
+
+    def _facts(
+        self, incoming: Incoming, request: wire.Request, previous: Made | None, generation: Generation, ledger: Ledger
+    ) -> Facts:
         principal = incoming.principal
+        floor = max(principal.class_floor, previous.class_ if previous else "public", key=CLASSES.index)
         return facts_of.judge(
             request,
+            query=unquote_plus(_query(incoming)),
             classes=generation.classes,
             max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,
-            class_floor=principal.class_floor,
+            class_floor=floor,
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
         )
 
-    def _decide(self, incoming: Incoming, facts: Facts, generation: Generation, ledger: Ledger) -> Decision:
+    def _decide(
+        self, incoming: Incoming, facts: Facts, previous: Made | None, generation: Generation, ledger: Ledger
+    ) -> Decision:
         principal = incoming.principal
         policy = policy_for(
             generation,
@@ -124,6 +229,8 @@ class Pipeline:
         )
         health = self._health.snapshot((option.upstream, option.model) for option in generation.catalogue.options())
         decision = decide(generation, policy, facts, health)
+        if previous is not None:
+            decision = _pinned(decision, previous)
         ledger.log_text = decision.log_text
         ledger.note(policy=decision.policy, route_rule=decision.rule)
         ledger.event("route.decided", **decided(facts, decision, health))
@@ -135,7 +242,8 @@ class Pipeline:
         """Where this answer stands in the cache, how far the policy of now lets the cache answer, and what the client asked."""
         control = {part.strip().lower() for part in incoming.headers.get("cache-control", "").split(",")}
         forbidden = decision.refusal is not None and decision.refusal.kind != "unavailable"
-        if not self._config.cache.enabled or decision.cache == "off" or forbidden:
+        kept = dialects.of(request.endpoint).converts and self._config.cache.enabled and decision.cache != "off"
+        if not kept or forbidden:
             return None, "off", control
         key = scope(
             request.data,
@@ -159,8 +267,9 @@ class Pipeline:
             model=option.model,
             body=body,
             stream=request.stream,
-            headers=_forwarded(incoming.headers),
+            headers=_forwarded(incoming.headers, dialects.of(request.endpoint).forwarded),
             usage_added=add_usage,
+            path=f"{request.endpoint}?{query}" if (query := _query(incoming)) else "",
         )
 
     def error_headers(self, ledger: Ledger) -> list[tuple[str, str]]:
@@ -181,10 +290,67 @@ async def _aside(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.k
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-def _forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _forwarded(headers: Mapping[str, str], more: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """The client's headers that travel. One that could not stand in a header of ours stays here."""
-    found = [(name, headers[name]) for name in FORWARDED_HEADERS if name in headers]
+    found = [(name, headers[name]) for name in (*FORWARDED_HEADERS, *more) if name in headers]
     return tuple((name, value) for name, value in found if value.isascii() and value.isprintable() and len(value) <= 4096)
+
+
+def _query(incoming: Incoming) -> str:
+    """The part of the URL's query that travels with the body."""
+    return incoming.query if dialects.of(incoming.endpoint).forwards_query else ""
+
+
+_RECALL_WORDS = frozenset(
+    {"after", "before", "include", "include[]", "include_obfuscation", "limit", "order", "starting_after", "stream"}
+)
+_RECALL_VALUE = re.compile(r"[A-Za-z0-9_.\-]{0,128}")
+
+
+def _checked_query(query: str) -> str:
+    """The query of a stored response's URL, encoded anew. Raises InvalidRequest for words that are not known: nobody scans it."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    pairs = [pair for pair in pairs if pair[0] != "api-version"]
+    if not all(name in _RECALL_WORDS and _RECALL_VALUE.fullmatch(value) for name, value in pairs):
+        message = f"The URL's query holds more than is known here: {', '.join(sorted(_RECALL_WORDS))}, each with one plain word."
+        raise InvalidRequest(message, code="unknown_parameter")
+    return urlencode(pairs)
+
+
+def _option_of(made: Made | None, generation: Generation) -> Option | None:
+    """The option that made a stored response, or another of its upstream, while the upstream is configured at all."""
+    options = [option for option in generation.catalogue.options() if made is not None and option.upstream == made.upstream]
+    return next(
+        (option for option in options if made is not None and option.model == made.model), options[0] if options else None
+    )
+
+
+def _pinned(decision: Decision, previous: Made) -> Decision:
+    """Only the upstream that keeps the earlier response. Narrows the set, never widens it."""
+    left = tuple(chosen for chosen in decision.candidates if chosen.option.upstream == previous.upstream)
+    if left or decision.refusal is not None:
+        return replace(decision, candidates=left)
+    causes = {removed.by for removed in decision.removed if removed.option.startswith(f"{previous.upstream}/")}
+    name = previous.upstream
+    if "down" in causes:
+        said = f'"{name}" keeps the previous response and is not available.'
+        return replace(decision, candidates=(), refusal=Refusal(kind="unavailable", message=said, should_retry=True))
+    if causes & {"class", "limit", "cost", "route"}:
+        said = f'The policy does not allow this request to go to "{name}", which keeps the previous response.'
+        return replace(decision, candidates=(), refusal=Refusal(kind="forbidden", message=said))
+    said = f'"{name}" keeps the previous response and does not serve this model; name the model that made it.'
+    return replace(decision, candidates=(), refusal=Refusal(kind="unsupported", message=said))
+
+
+def _check_store(request: wire.Request, facts: Facts) -> None:
+    """Raises InvalidRequest when the upstream would keep what must not be kept. Responses are stored unless told otherwise."""
+    if request.stores and facts.class_ not in STORABLE_CLASSES:
+        message = f"A request of class {facts.class_} must not be stored by an upstream; send `store: false`."
+        raise InvalidRequest(message, param="store", code="store_forbidden")
+
+
+def _nothing(id_: str, opened: Opened) -> None:
+    """An answer that nobody will ask for again."""
 
 
 def decided(facts: Facts, decision: Decision, health: Mapping[str, Health]) -> dict[str, Any]:
@@ -234,7 +400,17 @@ def _refused(decision: Decision) -> ApiError:
 class Keeper:
     """Stores one answer after it went out whole, if policy, request and client let it."""
 
-    def __init__(self, cache: Cache, key: Scope | None, mode: Mode, class_: Class, *, no_store: bool) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        key: Scope | None,
+        mode: Mode,
+        class_: Class,
+        *,
+        no_store: bool,
+        made: Callable[[str, Opened], None],
+    ) -> None:
+        self.made = made
         self._cache = cache
         self._key = key
         self._mode: Mode = "off" if no_store else mode

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Protocol
 
-from gateway import sse, stream, wire
+from gateway import dialects, sse, stream, wire
 from gateway.cache import Entry, Hit
 from gateway.catalog import cost_usd
 from gateway.dispatch import Opened, client_error, in_band
@@ -43,6 +43,14 @@ class Keeper(Protocol):
         """Store this complete answer; returns at once. `exact_only`: only for a request equal to this one."""
         ...
 
+    def made(self, id_: str, opened: Opened) -> None:
+        """The upstream may keep this answer under this id; returns at once. Called before the client learns of it."""
+        ...
+
+
+class BrokenOff(Exception):
+    """An answer of plain bytes was cut: no byte may end it, so whoever sends it closes the connection."""
+
 
 class Reply:
     """An answer on its way to the client. Whoever holds it must close it, read or not: that makes the request's Record."""
@@ -70,7 +78,11 @@ class Reply:
         if self.body is not None:
             return b""
         said = f"The gateway failed in the middle of this answer; its log has the details under {self._ledger.request_id}."
-        return sse.event_of(InternalError(said).body()) + sse.DONE
+        return self._end_with(InternalError(said))
+
+    def _end_with(self, error: InternalError) -> bytes:
+        """The events that end a stream of this answer's dialect."""
+        return sse.event_of(error.body()) + sse.DONE
 
     async def aclose(self, *, gone: bool = False) -> None:
         """Close what it came from and make the Record. `gone`: the client left before it had everything."""
@@ -115,8 +127,19 @@ def _log_chunk(ledger: Ledger, data: bytes) -> None:
 class _Reader:
     """Reads an upstream's stream event by event through a tap, logs what passes, and says how it ended."""
 
-    def __init__(self, ledger: Ledger, opened: Opened, request: wire.Request, *, strip_usage: bool, keep_bytes: int) -> None:
-        self.tap = stream.Tap(strip_usage=strip_usage, keep_bytes=keep_bytes, choices=request.choices)
+    def __init__(
+        self,
+        ledger: Ledger,
+        opened: Opened,
+        request: wire.Request,
+        keeper: Keeper,
+        *,
+        strip_usage: bool,
+        keep_bytes: int,
+    ) -> None:
+        self.tap = opened.dialect.tap(strip_usage=strip_usage, keep_bytes=keep_bytes, choices=request.choices)
+        self._keeper = keeper
+        self._id = ""
         self._ledger = ledger
         self._opened = opened
         self._splitter = sse.Splitter()
@@ -136,7 +159,8 @@ class _Reader:
             if not self.tap.done:
                 raise
         rest = self._splitter.rest
-        if rest:
+        # What says nothing yet, after an answer that did not come to its end, is the beginning of an event that was cut.
+        if rest and (self.tap.whole or sse.data_of(rest) is not None):
             out = self._see(_whole_event(rest), log=True)
             # Our error event must not run into a last event whose sender spared the blank line.
             yield out if self.tap.whole and not self.tap.error else out + b"\n\n"
@@ -156,14 +180,10 @@ class _Reader:
                 self._ledger.content(text, 0, choice=choice)
         if seen.done:
             self._opened.hurry()
+        if self.tap.id != self._id:
+            self._id = self.tap.id
+            self._keeper.made(self._id, self._opened)
         return seen.out
-
-    def close(self, failure: UpstreamFailed | None) -> None:
-        """Tell health and log what became of the stream."""
-        self._opened.ended(failure)
-        if failure is not None:
-            name = self._opened.option.name
-            self._ledger.event("upstream.failed", upstream=name, kind=failure.kind, message=str(failure))
 
 
 def _whole_event(rest: bytes) -> bytes:
@@ -193,7 +213,7 @@ class Relayed(Reply):
         self._request = request
         self._prompt_tokens = prompt_tokens
         self._keeper = keeper
-        self._reader = _Reader(ledger, opened, request, strip_usage=opened.usage_added, keep_bytes=keeper.room)
+        self._reader = _Reader(ledger, opened, request, keeper, strip_usage=opened.usage_added, keep_bytes=keeper.room)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Reply.pieces`. After the first event an upstream's failure is an error event, then the end mark."""
@@ -211,13 +231,14 @@ class Relayed(Reply):
         self._finish(failure)
         if failure is not None:
             # An error that the upstream sent itself has gone out as it came.
-            told = b"" if tap.error else sse.event_of(client_error(self._opened.option, failure).body())
-            if end := told + (b"" if tap.done else sse.DONE):
-                yield end
+            yield tap.end_with(None if tap.error else client_error(self._opened.option, failure))
+
+    def _end_with(self, error: InternalError) -> bytes:
+        return self._reader.tap.end_with(error)
 
     def _finish(self, failure: UpstreamFailed | None) -> None:
         tap = self._reader.tap
-        self._reader.close(failure)
+        note_end(self._ledger, self._opened, failure)
         self._error = failure.kind if failure else ""
         self._ending = "broken" if failure else self._done
         usage = settle(self._ledger, self._opened, tap.usage, self._prompt_tokens)
@@ -235,6 +256,47 @@ class Relayed(Reply):
             await self._opened.aclose()
         finally:
             await super().aclose(gone=gone)
+
+
+class Raw(Reply):
+    """An upstream's bytes that nobody looks into (sound), as they come."""
+
+    def __init__(self, ledger: Ledger, opened: Opened, headers: Headers, *, prompt_tokens: int, done: Ending) -> None:
+        super().__init__(ledger, status=opened.status, headers=headers, done=done, body=None)
+        self._opened = opened
+        self._prompt_tokens = prompt_tokens
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """See `Reply.pieces`. Raises BrokenOff when the upstream did not send it to its end."""
+        self._ending = "cancelled"
+        try:
+            async with aclosing(self._opened.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece.data
+        except UpstreamFailed as failure:
+            note_end(self._ledger, self._opened, failure)
+            self._ending, self._error = "broken", failure.kind
+            raise BrokenOff from None
+        note_end(self._ledger, self._opened, None)
+        self._ending = self._done
+
+    def _end_with(self, error: InternalError) -> bytes:  # noqa: ARG002 - there is no place for an error in sound
+        raise BrokenOff
+
+    async def aclose(self, *, gone: bool = False) -> None:
+        """See `Reply.aclose`."""
+        settle(self._ledger, self._opened, None, self._prompt_tokens)
+        try:
+            await self._opened.aclose()
+        finally:
+            await super().aclose(gone=gone)
+
+
+def note_end(ledger: Ledger, opened: Opened, failure: UpstreamFailed | None) -> None:
+    """Tell health and log what became of an answer that went out piece by piece."""
+    opened.ended(failure)
+    if failure is not None:
+        ledger.event("upstream.failed", upstream=opened.option.name, kind=failure.kind, message=str(failure))
 
 
 def keep(keeper: Keeper, entry: Entry, request: wire.Request, reasons: set[str]) -> None:
@@ -290,10 +352,12 @@ async def relayed(
     if opened.streams and request.stream:
         headers = [*headers, *opened.headers]
         return Relayed(ledger, opened, request, headers, prompt_tokens=prompt_tokens, keeper=keeper, done=done)
+    if opened.raw:
+        return Raw(ledger, opened, [*headers, *opened.headers], prompt_tokens=prompt_tokens, done=done)
     try:
         if opened.streams:
-            opened.body = await _collected(ledger, opened, request)
-            opened.completion = stream.read_chunk(opened.body)
+            opened.body = await _collected(ledger, opened, request, keeper)
+            opened.whole = opened.dialect.whole(opened.body)
             opened.headers = [*(pair for pair in opened.headers if pair[0] != "content-type"), JSON]
         else:
             _log_whole(ledger, opened)
@@ -302,9 +366,9 @@ async def relayed(
         await opened.aclose()
 
 
-async def _collected(ledger: Ledger, opened: Opened, request: wire.Request) -> bytes:
+async def _collected(ledger: Ledger, opened: Opened, request: wire.Request, keeper: Keeper) -> bytes:
     """The stream as one answer, for a client that did not ask to stream."""
-    reader = _Reader(ledger, opened, request, strip_usage=False, keep_bytes=SPOOL_BYTES)
+    reader = _Reader(ledger, opened, request, keeper, strip_usage=False, keep_bytes=SPOOL_BYTES)
     failure: UpstreamFailed | None = None
     try:
         async with aclosing(reader.events()) as events:
@@ -316,7 +380,7 @@ async def _collected(ledger: Ledger, opened: Opened, request: wire.Request) -> b
             failure = UpstreamFailed("protocol", "its stream is too long, or not one of chunks, to be made into one answer")
     except UpstreamFailed as found:
         failure = found
-    reader.close(failure)
+    note_end(ledger, opened, failure)
     if failure is not None:
         raise client_error(opened.option, failure)
     return await _join(reader.tap.kept or ())
@@ -339,15 +403,14 @@ def _from_whole(
     keeper: Keeper,
     done: Ending,
 ) -> Reply:
-    body, completion = opened.body, opened.completion or stream.Chunk()
-    usage = settle(ledger, opened, stream.usage_of(completion), prompt_tokens)
-    choices = completion.choices or []
-    reasons = {choice.finish_reason or "" for choice in choices}
-    ledger.note(finish_reason=",".join(sorted(reasons)))
-    plain = not isinstance(completion, stream.OddChunk)
-    if plain and len(body) <= keeper.room and (choices or request.endpoint == "embeddings"):
-        keep(keeper, entry_of(opened, request, usage, body=body), request, reasons)
-    if request.stream and plain and choices:
+    body, whole = opened.body, opened.whole or dialects.Whole()
+    if whole.id:
+        keeper.made(whole.id, opened)
+    usage = settle(ledger, opened, whole.usage, prompt_tokens)
+    ledger.note(finish_reason=",".join(sorted(whole.reasons)))
+    if whole.storable and len(body) <= keeper.room:
+        keep(keeper, entry_of(opened, request, usage, body=body), request, set(whole.reasons))
+    if request.stream and whole.streamable:
         headers = [*headers, *(pair for pair in opened.headers if pair[0] != "content-type")]
         datas = stream.chunks_of(body)
         return Replayed(ledger, headers=headers, done=done, datas=datas, include_usage=request.include_usage, log=False)
@@ -359,15 +422,14 @@ def _log_whole(ledger: Ledger, opened: Opened) -> None:
     for piece in opened.tokens:
         if piece.text or piece.n_tokens:
             ledger.content(piece.text or "", piece.n_tokens)
-    if not opened.tokens and opened.completion is not None:
-        _log_choices(ledger, opened.completion)
+    if not opened.tokens and opened.whole is not None:
+        _log_choices(ledger, opened.whole)
 
 
-def _log_choices(ledger: Ledger, completion: stream.Chunk) -> None:
-    texts = stream.texts_of(completion)
-    usage = stream.usage_of(completion)
-    for choice, text in texts:
-        ledger.content(text, usage.completion_tokens if usage and len(texts) == 1 else 0, choice=choice)
+def _log_choices(ledger: Ledger, whole: dialects.Whole) -> None:
+    for choice, text in whole.texts:
+        counted = whole.usage.completion_tokens if whole.usage and len(whole.texts) == 1 else 0
+        ledger.content(text, counted, choice=choice)
 
 
 async def stored(ledger: Ledger, hit: Hit, request: wire.Request, headers: Headers) -> Reply:
@@ -378,7 +440,7 @@ async def stored(ledger: Ledger, hit: Hit, request: wire.Request, headers: Heade
         datas: Iterable[bytes] = entry.events if entry.kind == "events" else stream.chunks_of(entry.body)
         return Replayed(ledger, headers=headers, done="hit", datas=datas, include_usage=request.include_usage, log=True)
     body = entry.body if entry.kind == "json" else await _join(entry.events)
-    completion = stream.read_chunk(body)
-    if completion is not None:
-        _log_choices(ledger, completion)
+    whole = dialects.of(request.endpoint).whole(body)
+    if whole is not None:
+        _log_choices(ledger, whole)
     return Reply(ledger, status=200, headers=[*headers, JSON], done="hit", body=body)

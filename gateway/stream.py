@@ -1,6 +1,6 @@
-"""Answers in motion: looking inside a copy of what passes, and turning a stream into one object and back.
+"""Answers of chat, completions and embeddings in motion: looking inside a copy, turning a stream into one object and back.
 
-Knows OpenAI's answer shapes; knows nothing of where an answer came from or goes. Two modes: relay (bytes go as they came)
+Knows these answers' shapes; knows nothing of where an answer came from or goes. Two modes: relay (bytes go as they came)
 and rewrite, which may touch one thing only: the usage that we asked for and the client did not (see `Tap`).
 """
 
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway import sse
+from gateway.errors import ApiError
 from gateway.ledger import Usage
 
 T = TypeVar("T")
@@ -68,6 +69,8 @@ class OddChunk(Chunk):
 
 
 _decoder = msgspec.json.Decoder(Chunk)
+_REFUSED = (msgspec.ValidationError, UnicodeEncodeError)
+"""What msgspec says to another shape. To quote a string that holds a lone surrogate, it fails to encode it."""
 
 
 def read_chunk(data: bytes) -> Chunk | None:
@@ -87,7 +90,7 @@ def _odd_chunk(value: dict[str, Any]) -> Chunk:
     """As much as can be read of what msgspec refuses: a field of another type, or a lone surrogate, which json accepts."""
     try:
         return msgspec.convert(value, Chunk)
-    except msgspec.ValidationError:
+    except _REFUSED:
         pass
     listed = value.get("choices")
     choices = [_part(item, _Choice) for item in listed] if isinstance(listed, list) else []
@@ -98,7 +101,7 @@ def _odd_chunk(value: dict[str, Any]) -> Chunk:
 def _part(value: Any, type_: type[T]) -> T | None:
     try:
         return msgspec.convert(value, type_)
-    except msgspec.ValidationError:
+    except _REFUSED:
         return None
 
 
@@ -168,7 +171,7 @@ class Seen(Struct, frozen=True):
     error: Any = None
     """An in-band error object."""
     done: bool = False
-    """The `[DONE]` mark."""
+    """The end mark: whatever follows is not worth waiting for."""
 
 
 class Tap:
@@ -190,6 +193,8 @@ class Tap:
         """The last in-band error object."""
         self.kept: list[bytes] | None = [] if keep_bytes else None
         """The data of each chunk but [DONE], the usage chunk last; None once it is too large or holds what we cannot read."""
+        self.id = ""
+        """Chat answers are not asked for by id."""
 
     @property
     def finished(self) -> bool:
@@ -224,9 +229,16 @@ class Tap:
         if chunk.usage is None:
             edited = without_null_usage(data)
             self._keep(edited)
-            return Seen(sse.event_of(edited) if self._strip and edited is not data else raw, self._choices(chunk))
+            # Comments, ids and line ends of the event stay as they came.
+            out = raw.replace(data, edited, 1) if self._strip and edited is not data else raw
+            return Seen(out, self._choices(chunk))
         self._keep(data)
         return Seen(raw, self._choices(chunk))
+
+    def end_with(self, error: ApiError | None) -> bytes:
+        """What ends a stream that broke: the error, unless the upstream has said it, and the end mark, unless that has come."""
+        told = sse.event_of(error.body()) if error is not None else b""
+        return told if self.done else told + sse.DONE
 
     def _choices(self, chunk: Chunk) -> tuple[tuple[int, str], ...]:
         for choice in chunk.choices or ():

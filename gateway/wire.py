@@ -1,4 +1,4 @@
-"""OpenAI's request shapes: what routing, caching and logging need to know of a body, and the two edits made to it.
+"""Request shapes of every endpoint: what routing, caching and logging need to know of a body, and the two edits made to it.
 
 Everything that is not named here stays in the bytes and travels untouched. Knows nothing of HTTP, policy or upstreams.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.errors import InvalidRequest
-
-ENDPOINTS = ("chat/completions", "completions", "embeddings")
 
 MAX_DEPTH = 200
 """Levels of arrays and objects in a body. Below what Python's recursion bears, so that whoever walks the data may recurse."""
@@ -23,18 +24,26 @@ class Request(Struct, frozen=True, kw_only=True):
     """One request as the client sent it: its bytes, and a parsed copy of what we act on."""
 
     endpoint: str
+    """A key of `ENDPOINTS`."""
     body: bytes
     data: dict[str, Any]
     """The whole body, decoded. Read only."""
     model: str
+    """Empty where the endpoint lets the client leave it out, and it did."""
+    deployment: str = ""
+    """The model that the path named."""
     stream: bool = False
     include_usage: bool = False
-    """Whether the client asked for a usage chunk."""
+    """Whether the client gets usage in a stream: it asked, or the endpoint always sends it."""
     choices: int = 1
     """How many choices a whole answer has: `n` for each prompt."""
     max_output: int | None = None
     needs: tuple[str, ...] = ()
     """Capabilities a model must have, the endpoint's own first."""
+    stores: bool = False
+    """Whether the upstream is to keep the answer, to be asked for by its id."""
+    previous: str = ""
+    """Id of the stored response that this one goes on from."""
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -125,39 +134,24 @@ def _kind(value: Any) -> str:
     return names[type(value)]
 
 
-def read(endpoint: str, body: bytes) -> Request:
-    """Parse a body and check the fields we act on; ranges are the upstream's business. Raises InvalidRequest with `param`."""
+def read(endpoint: str, body: bytes, *, deployment: str = "") -> Request:
+    """Parse a body and check the fields we act on; ranges are the upstream's business. Raises InvalidRequest with `param`.
+
+    `deployment` is the model that the path names, if it names one; a body that names another is refused.
+    """
     data = parse(body)
-    model = _field(data, "model", str)
-    if not model:
+    shape = ENDPOINTS[endpoint]
+    model = _field(data, "model", str) or deployment
+    if not model and not shape.model_optional:
         raise InvalidRequest("You must provide a model parameter.", param="model", code="missing_required_parameter")
-    needs = [{"chat/completions": "chat"}.get(endpoint, endpoint)]
-    parts = _parts(data)
+    if deployment and model != deployment:
+        raise InvalidRequest("The path names another model than the body.", param="model", code="model_mismatch")
     _check_words(data, "modalities")
-    if endpoint == "embeddings":
-        _texts(data, "input")
-        return Request(endpoint=endpoint, body=body, data=data, model=model, needs=tuple(needs))
-    prompts = 1
-    if endpoint == "chat/completions":
-        needs += _chat_needs(data, parts)
-    else:
-        prompts = _texts(data, "prompt")
-    options = _field(data, "stream_options", dict) or {}
-    count = _field(data, "n", int) or 1
-    if count > 1:
-        needs.append("n")
-    limits = [limit for name in ("max_completion_tokens", "max_tokens") if (limit := _field(data, name, int)) is not None]
-    return Request(
-        endpoint=endpoint,
-        body=body,
-        data=data,
-        model=model,
-        stream=bool(_field(data, "stream", bool)),
-        include_usage=options.get("include_usage") is True,
-        choices=max(1, count) * prompts,
-        max_output=limits[0] if limits else None,
-        needs=tuple(needs),
+    request = Request(
+        endpoint=endpoint, body=body, data=data, model=model, deployment=deployment, include_usage=shape.include_usage
     )
+    request = shape.read(request)
+    return replace(request, needs=(shape.capability, *dict.fromkeys((*_part_needs(data), *request.needs))))
 
 
 def _missing(name: str) -> InvalidRequest:
@@ -200,41 +194,168 @@ def _check_words(data: dict[str, Any], name: str) -> None:
             raise _wrong(f"{name}[{index}]", "a string", word)
 
 
-def _parts(data: dict[str, Any]) -> set[str]:
-    """The kinds of content parts in all messages. Raises InvalidRequest for messages and parts that are no objects."""
+def _part_needs(data: dict[str, Any]) -> list[str]:
+    """What the content parts of messages and input items ask for. Raises InvalidRequest for messages that are no objects."""
     kinds: set[str] = set()
     for index, message in enumerate(_field(data, "messages", list) or ()):
         if not isinstance(message, dict):
             raise _wrong(f"messages[{index}]", "an object", message)
-        content = message.get("content")
-        for number, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict):
-                kind = part.get("type")
-                if kind is not None and not isinstance(kind, str):
-                    raise _wrong(f"messages[{index}].content[{number}].type", "a string", kind)
-                kinds.add(kind or "")
-    return kinds
+        _collect_kinds(message.get("content"), f"messages[{index}].content", kinds)
+    items = data.get("input")
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, dict):
+            for name in ("content", "output"):
+                _collect_kinds(item.get(name), f"input[{index}].{name}", kinds)
+    return [need for kind, need in _PART_NEEDS.items() if kind in kinds]
 
 
-def _chat_needs(data: dict[str, Any], parts: set[str]) -> list[str]:
-    """Capabilities the messages and options ask for. Raises InvalidRequest when there is no message."""
-    messages = data.get("messages")
+def _collect_kinds(content: Any, place: str, kinds: set[str]) -> None:
+    """The types of content parts, those inside a tool's result too."""
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict):
+            continue
+        kind = part.get("type")
+        if kind is not None and not isinstance(kind, str):
+            raise _wrong(f"{place}[{number}].type", "a string", kind)
+        kinds.add(kind or "")
+        _collect_kinds(part.get("content"), f"{place}[{number}].content", kinds)
+
+
+_PART_NEEDS = {
+    "image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio",
+    "file": "files", "input_file": "files", "document": "files",
+}  # fmt: skip
+
+
+def _read_chat(request: Request) -> Request:
+    data = request.data
+    _check_messages(data)
+    needs = ["tools"] if data.get("tools") or data.get("functions") else []
+    if (_field(data, "response_format", dict) or {}).get("type", "text") != "text":
+        needs.append("json")
+    if data.get("logprobs"):
+        needs.append("logprobs")
+    return _read_choices(replace(request, needs=tuple(needs), stores=data.get("store") is True))
+
+
+def _read_completion(request: Request) -> Request:
+    prompts = _texts(request.data, "prompt")
+    request = _read_choices(request)
+    return replace(request, choices=request.choices * prompts)
+
+
+def _read_choices(request: Request) -> Request:
+    """What chat and completions have in common."""
+    data = request.data
+    options = _field(data, "stream_options", dict) or {}
+    count = _field(data, "n", int) or 1
+    return replace(
+        request,
+        stream=bool(_field(data, "stream", bool)),
+        include_usage=options.get("include_usage") is True,
+        choices=max(1, count),
+        max_output=_limit(data, "max_completion_tokens", "max_tokens"),
+        needs=(*request.needs, "n") if count > 1 else request.needs,
+    )
+
+
+def _read_embeddings(request: Request) -> Request:
+    _texts(request.data, "input")
+    return request
+
+
+def _read_responses(request: Request) -> Request:
+    data = request.data
+    if data.get("conversation") is not None:
+        message = "Conversations are not kept apart by tenant here; send previous_response_id, or the items themselves."
+        raise InvalidRequest(message, param="conversation", code="unsupported_parameter")
+    items = data.get("input")
+    if items is not None and not isinstance(items, str):
+        for index, item in enumerate(_field(data, "input", list)):
+            if not isinstance(item, dict):
+                raise _wrong(f"input[{index}]", "an object", item)
+    form = (_field(data, "text", dict) or {}).get("format")
+    needs = ["tools"] if data.get("tools") else []
+    if isinstance(form, dict) and form.get("type", "text") != "text":
+        needs.append("json")
+    return replace(
+        request,
+        stream=bool(_field(data, "stream", bool)),
+        max_output=_limit(data, "max_output_tokens"),
+        needs=tuple(needs),
+        stores=request.endpoint == "responses" and _field(data, "store", bool) is not False,
+        previous=_field(data, "previous_response_id", str) or "",
+    )
+
+
+def _read_messages(request: Request) -> Request:
+    data = request.data
+    _check_messages(data)
+    return replace(
+        request,
+        stream=bool(_field(data, "stream", bool)),
+        max_output=_limit(data, "max_tokens"),
+        needs=("tools",) if data.get("tools") else (),
+    )
+
+
+def _read_moderation(request: Request) -> Request:
+    if request.data.get("input") is None:
+        raise _missing("input")
+    return request
+
+
+def _read_image(request: Request) -> Request:
+    if not _field(request.data, "prompt", str):
+        raise _missing("prompt")
+    return replace(request, stream=bool(_field(request.data, "stream", bool)))
+
+
+def _read_speech(request: Request) -> Request:
+    if not _field(request.data, "input", str):
+        raise _missing("input")
+    return replace(request, stream=_field(request.data, "stream_format", str) == "sse")
+
+
+def _check_messages(data: dict[str, Any]) -> None:
+    messages = _field(data, "messages", list)
     if messages is None:
         raise _missing("messages")
     if not messages:
         raise InvalidRequest("'messages' must hold at least one message.", param="messages", code="empty_array")
-    needs = [need for kind, need in _PART_NEEDS.items() if kind in parts]
-    if data.get("tools") or data.get("functions"):
-        needs.append("tools")
-    form = _field(data, "response_format", dict) or {}
-    if form.get("type", "text") != "text":
-        needs.append("json")
-    if data.get("logprobs"):
-        needs.append("logprobs")
-    return needs
 
 
-_PART_NEEDS = {"image_url": "images", "input_audio": "audio", "file": "files"}
+def _limit(data: dict[str, Any], *names: str) -> int | None:
+    return next((limit for name in names if (limit := _field(data, name, int)) is not None), None)
+
+
+class Shape(Struct, frozen=True):
+    """How the bodies of one endpoint are read."""
+
+    capability: str
+    """What a candidate must list to get them."""
+    read: Callable[[Request], Request]
+    include_usage: bool = True
+    """Whether its streams bring usage unasked; else we may ask."""
+    model_optional: bool = False
+
+
+ENDPOINTS: Mapping[str, Shape] = MappingProxyType(
+    {
+        "chat/completions": Shape("chat", _read_chat, include_usage=False),
+        "completions": Shape("completions", _read_completion, include_usage=False),
+        "embeddings": Shape("embeddings", _read_embeddings),
+        "responses": Shape("responses", _read_responses),
+        "responses/compact": Shape("responses", _read_responses, model_optional=True),
+        "responses/input_tokens": Shape("responses", _read_responses, model_optional=True),
+        "messages": Shape("messages", _read_messages),
+        "messages/count_tokens": Shape("messages", _read_messages),
+        "moderations": Shape("moderations", _read_moderation, model_optional=True),
+        "images/generations": Shape("images/generations", _read_image, model_optional=True),
+        "audio/speech": Shape("audio/speech", _read_speech),
+    }
+)
+"""Everything that takes a JSON body and is judged by policy, by its path below `/v1/`."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOKEN = re.compile(_STRING + rb'|[{}\[\]:,]|[^\s"{}\[\]:,]++', re.DOTALL)
@@ -244,12 +365,17 @@ _MODEL = re.compile(rb'"model"\s*+:\s*+(' + _STRING + rb")", re.DOTALL)
 def with_model(request: Request, model: str) -> bytes:
     """The client's bytes with the value of the top-level `model` replaced; nothing else moves.
 
+    Where the path named the model and the body does not, it is put in at the end; where nobody named one, nothing changes.
     The result is decoded and compared before it is returned: a mistake here would send what nobody judged.
     """
-    if model == request.model:
+    named = request.data.get("model") is not None
+    if (named and model == request.model) or not (named or request.deployment):
         return request.body
     wanted = {**request.data, "model": model}
     quoted = json.dumps(model).encode()
+    if "model" not in request.data:
+        end = request.body.rindex(b"}")
+        return _checked(request.body[:end] + (b"," if request.data else b"") + b'"model":' + quoted + request.body[end:], wanted)
     matches = list(_MODEL.finditer(request.body))
     if len(matches) == 1:
         start, end = matches[0].span(1)

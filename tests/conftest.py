@@ -23,6 +23,7 @@ async def world(tmp_path):
 
     yield make
     for one in made:
+        await one.affinity.aclose()
         for upstream in one.upstreams.values():
             await upstream.aclose()
 

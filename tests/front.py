@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 
 import uvicorn
+from msgspec.structs import replace
 
 from gateway import config
+from gateway.affinity import Affinity
 from gateway.auth import KeyFile, Keys
 from gateway.cache.exact import Exact
 from gateway.cache.off import Off
@@ -21,7 +23,7 @@ from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
 from gateway.policy.generation import Catalogue, Generation
 from gateway.upstreams.echo import Echo
-from gateway.upstreams.openai import OpenAI
+from gateway.upstreams.openai import connect
 
 POLICY = 'policy = "listed"\n[log]\ntext_up_to = "restricted"\n[[route]]\nname = "all"\norder_by = "listed"\n'
 
@@ -33,8 +35,9 @@ class World:
         path = folder / "config.toml"
         path.write_text(_config_text(upstreams, server))
         self.config = config.load(path)
-        self.generation = Generation({"listed.toml": policy}, Catalogue.of(self.config))
-        made = {"echo": Echo, "openai": lambda name, settings: OpenAI(name, settings, key=config.upstream_key(settings))}
+        self.policies = {"listed.toml": policy}
+        self.generation = Generation(self.policies, Catalogue.of(self.config))
+        made = {"echo": Echo, "openai": lambda name, settings: connect(name, settings, key=config.upstream_key(settings))}
         kinds = {name: "openai" if "base_url" in fields else "echo" for name, fields in upstreams.items()}
         self.upstreams = {name: made[kinds[name]](name, settings) for name, settings in self.config.upstreams.items()}
         self.health = HealthView(
@@ -45,8 +48,14 @@ class World:
         self.cache = Cache(exact=Exact(1 << 24), shared=Off(), semantic=Off())
         self.records, self.tokens, self.events = [], [], []
         dispatch = Dispatch(self.upstreams, self.config.upstreams, self.health)
+        self.affinity = Affinity(folder / "responses.sqlite")
         self.pipeline = Pipeline(
-            config=self.config, generation=lambda: self.generation, dispatch=dispatch, cache=self.cache, health=self.health
+            config=self.config,
+            generation=lambda: self.generation,
+            dispatch=dispatch,
+            cache=self.cache,
+            health=self.health,
+            affinity=self.affinity,
         )
         self.keys = Keys(KeyFile(folder / "keys.json"), ())
         self.key = KeyFile(folder / "keys.json").add("test")
@@ -57,6 +66,15 @@ class World:
             log_problem=lambda: None,
             max_body_bytes=self.config.server.max_body_bytes,
         )
+
+    def set_capabilities(self, able):
+        """From now on every candidate can do this and nothing else."""
+        models = {
+            name: replace(model, candidates=tuple(replace(one, capabilities=tuple(able)) for one in model.candidates))
+            for name, model in self.config.models.items()
+        }
+        self.config.models.update(models)
+        self.generation = Generation(self.policies, Catalogue.of(self.config))
 
     def ledger(self, id_="req_1", endpoint="chat/completions"):
         return Ledger(
@@ -79,14 +97,11 @@ class World:
         return not any(echoes) and not any(state.in_flight for state in states.values())
 
     @asynccontextmanager
-    async def listening(self):
-        """The edge behind a real uvicorn on a real socket; gives (host, port)."""
-
-        async def app(scope, receive, send):
-            if scope["type"] == "http":
-                await self.edge.handle(scope["path"].removeprefix("/v1/"), scope, receive, send)
-
-        settings_ = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, access_log=False)
+    async def listening(self, app=None):
+        """The edge, or an application around it, behind a real uvicorn on a real socket; gives (host, port)."""
+        settings_ = uvicorn.Config(
+            app or self.edge, interface="asgi3", http="httptools", lifespan="off", log_config=None, access_log=False
+        )
         server = _Server(settings_)
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -120,9 +135,9 @@ def _config_text(upstreams, server):
         kind = "openai" if "base_url" in fields else "echo"
         values = "\n".join(f"{field} = {json.dumps(value)}" for field, value in fields.items())
         parts.append(f'[upstreams.{name}]\nkind = "{kind}"\nzone = "local"\ntakes_up_to = "restricted"\n{values}\n')
-    parts += [
-        f'[[models.m.candidates]]\nupstream = "{name}"\ncapabilities = {json.dumps(config.CAPABILITIES)}\n' for name in upstreams
-    ]
+    for name, fields in upstreams.items():
+        able = config.CAPABILITIES if "base_url" in fields else (*config.CHAT_CAPABILITIES, "completions", "embeddings")
+        parts.append(f'[[models.m.candidates]]\nupstream = "{name}"\ncapabilities = {json.dumps(able)}\n')
     return "".join(parts)
 
 
@@ -131,11 +146,12 @@ def body(content="one two three", **fields):
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": content}], **fields}).encode()
 
 
-def scope_of(world, *, method="POST", endpoint="chat/completions", **headers):
+def scope_of(world, *, method="POST", endpoint="chat/completions", query="", **headers):
     """The ASGI scope of a request; a header that is None is left out."""
     headers = {"authorization": f"Bearer {world.key}", "content_type": "application/json", **headers}
     names = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items() if value is not None]
-    return {"type": "http", "method": method, "path": f"/v1/{endpoint}", "headers": names}
+    path = endpoint if endpoint.startswith("/") else f"/v1/{endpoint}"
+    return {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": names}
 
 
 class Client:
@@ -147,7 +163,7 @@ class Client:
         self.leaves = asyncio.Event()
         self.on_send = lambda message: None
         self.sent = []
-        self.task = asyncio.ensure_future(world.edge.handle(endpoint, scope, self._receive, self._send))
+        self.task = asyncio.ensure_future(world.edge(scope, self._receive, self._send))
 
     async def _receive(self):
         if self.payload is not None:

@@ -39,6 +39,71 @@ def completion(content="fine", finish="stop"):
     return {"id": "c1", "object": "chat.completion", "created": 1, "model": "up", "choices": [choice], "usage": usage}
 
 
+def event(kind, **fields):
+    """A typed event, as Responses and messages send it."""
+    return f"event: {kind}\n".encode() + b"data: " + json.dumps({"type": kind, **fields}).encode() + b"\n\n"
+
+
+def response(status="completed", text="fine", id_="resp_1", **fields):
+    """A whole answer of /v1/responses."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    usage = {
+        "input_tokens": 5, "output_tokens": 2, "total_tokens": 7,
+        "input_tokens_details": {"cached_tokens": 1}, "output_tokens_details": {"reasoning_tokens": 0},
+    }  # fmt: skip
+    return {
+        "id": id_, "object": "response", "created_at": 1, "status": status, "model": "up", "output": [item], "usage": usage,
+        "error": None, "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": True,
+        "temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0, **fields,
+    }  # fmt: skip
+
+
+def begun(**fields):
+    """The first event of a streamed response."""
+    return event("response.created", sequence_number=0, response=response("in_progress", output=[], usage=None, **fields))
+
+
+def says(text, number):
+    """A piece of a streamed response's text."""
+    return event(
+        "response.output_text.delta",
+        sequence_number=number,
+        item_id="msg_1",
+        output_index=0,
+        content_index=0,
+        delta=text,
+        logprobs=[],
+    )
+
+
+def ended(number, kind="completed", **fields):
+    """The last event of a streamed response."""
+    return event(f"response.{kind}", sequence_number=number, response=response(kind, **fields))
+
+
+def message(text="fine"):
+    """A whole answer of /v1/messages."""
+    usage = {"input_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1, "output_tokens": 2}
+    content = [{"type": "text", "text": text}]
+    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "up", "content": content, "stop_reason": "end_turn",
+            "stop_sequence": None, "usage": usage}  # fmt: skip
+
+
+def message_events(text="fine"):
+    """The events of a streamed message, the first one before anything is said."""
+    start = {**message(), "content": [], "stop_reason": None}
+    return (
+        event("ping"),
+        event("message_start", message={**start, "usage": {**start["usage"], "output_tokens": 0}}),
+        event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        event("content_block_delta", index=0, delta={"type": "text_delta", "text": text}),
+        event("content_block_stop", index=0),
+        event("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 2}),
+        event("message_stop"),
+    )
+
+
 GOOD = (head(), chunk("fine"), chunk(finish="stop"), b"data: [DONE]\n\n")
 
 

@@ -36,6 +36,8 @@ def parse(text):
     [
         ("[sever]\n", 'c.toml:1:2: unknown section "sever"; did you mean "server"?'),
         ("[server]\nprot = 1\n", 'c.toml:2:1: unknown key "prot"; did you mean "port"?'),
+        ('[server]\ncors_origins = ["https://a.example/x"]\n', 'c.toml:2:1: must be "*" or scheme://host[:port]'),
+        ('[server]\ncors_origins = ["null"]\n', 'c.toml:2:1: must be "*" or scheme://host[:port]'),
         ("[server]\nport = 70000\n", "c.toml:2:1: expected a whole number <= 65535"),
         ('[server]\nhost = "0.0.0.0"\n', 'c.toml:2:1: "0.0.0.0" is not a loopback address: keys and prompts would travel'),
         ("[upstreams]\nx = 1\n", "c.toml:2:1: expected a table, got a whole number"),

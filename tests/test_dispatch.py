@@ -37,7 +37,7 @@ async def ask(world, *, stream, **fields):
 BEFORE_THE_HEAD = {
     "reset": ([RESET], "no_answer"),
     "closed": ([], "no_answer"),
-    "garbage": ([b"hello\r\n\r\n"], "no_answer"),
+    "garbage": ([b"hello\r\n\r\n"], "protocol"),
     "silence": ([HANG], "timeout"),
     "half a head": ([b"HTTP/1.1 200 OK\r\ncontent-ty", HANG], "timeout"),
 }
@@ -48,7 +48,7 @@ STREAMS = {
     "reset inside an event": ([head(), chunk("text")[:40], RESET], "cut"),
     "silence after the head": ([head(), HANG], "timeout"),
     "comments without end": ([head(), *[b": ping\n\n"] * 50, HANG], "timeout"),
-    "chunked garbage": ([head(transfer_encoding="chunked").replace(b"connection: close\r\n", b""), b"zz\r\nhello"], "cut"),
+    "chunked garbage": ([head(transfer_encoding="chunked").replace(b"connection: close\r\n", b""), b"zz\r\nhello"], "protocol"),
     "an event of 40 MB": ([head(), b"data: " + b"x" * (40 << 20)], "protocol"),
     "the end mark alone": ([head(), DONE], "protocol"),
     "an error first": ([head(), b'data: {"error":{"message":"no","code":"c1"}}\n\n', DONE], "in_band"),

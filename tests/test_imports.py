@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "sse", "recognisers", "files", "control", "process", "ledger"},
     {"tomlfile", "frames", "wire", "stream", "tokens", "privacy", "logs", "metrics"},
-    {"config", "stats"},
-    {"facts", "auth", "weights"},
+    {"config", "stats", "dialects"},
+    {"facts", "auth", "weights", "affinity", "responses"},
     {"cache", "local"},
     {"policy", "upstreams"},
     {"health", "catalog", "explain"},

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from front import POLICY, Client, body
+from hostile import answer, hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -209,8 +210,8 @@ async def test_exact_only_never_reaches_the_semantic_tier(world):
     made.cache.store = lambda key, entry, mode, *, class_: modes.append(mode)
     for mode in ("semantic", "exact", "off"):
         for exact_only in (False, True):
-            pipeline.Keeper(made.cache, None, mode, "public", no_store=False).keep(None, exact_only=exact_only)
-    pipeline.Keeper(made.cache, None, "semantic", "public", no_store=True).keep(None, exact_only=False)
+            pipeline.Keeper(made.cache, None, mode, "public", no_store=False, made=print).keep(None, exact_only=exact_only)
+    pipeline.Keeper(made.cache, None, "semantic", "public", no_store=True, made=print).keep(None, exact_only=False)
     assert modes == ["semantic", "exact", "exact", "exact", "off", "off", "off"]
 
 
@@ -307,7 +308,7 @@ LIKELY = st.fixed_dictionaries({"role": st.just("user") | ANY, "content": ANY}).
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
-@given(st.sampled_from(wire.ENDPOINTS), st.dictionaries(st.sampled_from(FIELDS), ANY | LIKELY, max_size=4))
+@given(st.sampled_from(sorted(wire.ENDPOINTS)), st.dictionaries(st.sampled_from(FIELDS), ANY | LIKELY, max_size=4))
 async def test_no_body_is_our_fault(shared, endpoint, fields):
     """Whatever stands in the fields of a body, the answer is a 200 or a 400, never a 500."""
     sent = json.dumps(
@@ -316,6 +317,30 @@ async def test_no_body_is_our_fault(shared, endpoint, fields):
     got = await Client(shared, sent, endpoint=endpoint).answer()
     assert got.status in {200, 400}, shared.events[-1]
     assert shared.idle()
+
+
+WORDS = ("text", "tools", "previous_response_id", "system", "instructions", "conversation", "stream_format")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(st.sampled_from(sorted(wire.ENDPOINTS)), st.dictionaries(st.sampled_from((*FIELDS, *WORDS)), ANY | LIKELY, max_size=4))
+async def test_no_body_is_our_fault_on_any_endpoint(relaying, endpoint, fields):
+    """With an upstream that answers anything with one JSON object: relayed, refused, or not the answer that was asked for."""
+    sent = json.dumps(
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x", "prompt": "x", **fields}
+    ).encode()
+    got = await Client(relaying, sent, endpoint=endpoint).answer()
+    assert got.status in {200, 400, 502}, relaying.events[-1]
+    assert got.status != 502 or fields.get("stream") is True
+    assert relaying.idle()
+
+
+@pytest.fixture
+async def relaying(world):
+    """One world for all examples, in front of a server."""
+    async with hostile() as server:
+        server.scripts = [[answer(200, {"id": "x", "choices": []})]]
+        yield world(up={"base_url": server.base_url, "retries": 0})
 
 
 @pytest.fixture

@@ -210,3 +210,58 @@ def test_a_large_body_is_edited_in_linear_time():
     """A string of many megabytes with many quotes inside costs no more than its length."""
     body = encoded({"metadata": {"model": "other"}, **CHAT, "text": '\\" {}[]' * 500_000})
     assert wire.with_model(wire.read("chat/completions", body), "new") == body.replace(b'"model": "m"', b'"model": "new"')
+
+
+@pytest.mark.parametrize("given_", [b'{"messages":[{}],"x":1.10 }', b'{ "model" : null, "messages":[{}]}'])
+def test_a_deployments_name_is_put_in_where_there_is_none(given_):
+    """At the end, or in the place of null; nothing else moves."""
+    edited = wire.with_model(wire.read("chat/completions", given_, deployment="m"), "up")
+    assert json.loads(edited)["model"] == "up"
+    assert edited in {given_[:-1] + b',"model":"up"}', given_.replace(b"null", b'"up"')}
+
+
+def test_a_deployment_and_a_model_must_agree():
+    """One of them would not be what was judged."""
+    with pytest.raises(InvalidRequest) as caught:
+        wire.read("chat/completions", encoded(CHAT), deployment="other")
+    assert (caught.value.code, caught.value.param) == ("model_mismatch", "model")
+
+
+def test_a_body_that_may_do_without_a_model_stays_without():
+    """Moderations are the example."""
+    request = wire.read("moderations", b'{"input":"x"}')
+    assert (request.model, wire.with_model(request, "up")) == ("", b'{"input":"x"}')
+
+
+@pytest.mark.parametrize("endpoint", sorted(wire.ENDPOINTS))
+def test_what_the_cache_compares_has_its_type_everywhere(endpoint):
+    """Modalities are words, also where the endpoint has no such field."""
+    with pytest.raises(InvalidRequest) as caught:
+        wire.read(endpoint, encoded({**CHAT, "input": "x", "prompt": "x", "modalities": [{}]}))
+    assert caught.value.param == "modalities[0]"
+
+
+NEEDS = [
+    ("responses", {"input": [{"content": [{"type": "input_image"}, {"type": "input_file"}]}]}, ("responses", "images", "files")),
+    ("responses", {"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, ("responses", "images")),
+    ("responses", {"input": "x", "tools": [{}], "text": {"format": {"type": "json_schema"}}}, ("responses", "tools", "json")),
+    ("messages", {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}, ("messages", "images")),
+    ("messages/count_tokens", {"messages": [{"content": "x"}], "tools": [{}]}, ("messages", "tools")),
+    ("moderations", {"input": [{"type": "image_url"}]}, ("moderations",)),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fields", "needs"), NEEDS)
+def test_what_a_request_needs_is_read_wherever_it_stands(endpoint, fields, needs):
+    """The endpoint's own capability first, then those of parts and options."""
+    assert wire.read(endpoint, encoded({"model": "m", **fields})).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("fields", "stores"), [({}, True), ({"store": None}, True), ({"store": True}, True), ({"store": False}, False)]
+)
+def test_responses_are_stored_unless_told_otherwise(fields, stores):
+    """Chat is the other way round, and what only counts or compacts stores nothing."""
+    assert wire.read("responses", encoded({"model": "m", "input": "x", **fields})).stores is stores
+    assert wire.read("chat/completions", encoded({**CHAT, **fields})).stores is (fields.get("store") is True)
+    assert wire.read("responses/compact", encoded({"model": "m", "input": "x", **fields})).stores is False

@@ -1,4 +1,4 @@
-"""The three hot routes as raw ASGI: chat completions, completions, embeddings. Reads the body, answers, closes; decides nothing.
+"""Everything that goes to an upstream, as raw ASGI: reads the body, answers, closes; decides nothing.
 
 Raw handlers get every method and a trailing slash from Litestar, so 405 is said here. The client's departure is watched from
 the moment its body has been read; what serves it is cancelled then, in whichever phase.
@@ -14,19 +14,21 @@ from typing import Any, Self
 
 from litestar.types import HTTPScope, Receive, Send
 
+from gateway import dialects
 from gateway.auth import Keys, bearer
+from gateway.dialects import Dialect
 from gateway.dispatch import finished
 from gateway.errors import (
     ApiError,
     InternalError,
-    MethodNotAllowed,
     TooLarge,
     Unavailable,
     UnsupportedMedia,
 )
+from gateway.http import paths
 from gateway.ledger import Ending, Ledger
 from gateway.pipeline import Incoming, Pipeline
-from gateway.reply import JSON, Headers, Reply
+from gateway.reply import JSON, BrokenOff, Headers, Reply
 
 DRAIN_S = 5.0
 """How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
@@ -69,13 +71,15 @@ class Edge:
         self._max_body_bytes = max_body_bytes
         self.in_flight = 0
 
-    async def handle(self, endpoint: str, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """One request from its head to its Record."""
-        ledger = self._ledgers(request_id(), endpoint)
-        exchange = _Exchange(receive, send, ledger)
+        target = paths.find(scope["path"])
+        name = target.name if target else "unknown"
+        ledger = self._ledgers(request_id(), name)
+        exchange = _Exchange(receive, send, ledger, dialects.of(name))
         self.in_flight += 1
         try:
-            await self._serve(endpoint, scope, exchange, ledger)
+            await self._serve(target, scope, exchange, ledger)
         except Gone:
             ledger.close("client_gone", status=499)
         except ApiError as refusal:
@@ -92,11 +96,12 @@ class Edge:
             self.in_flight -= 1
             ledger.close("cancelled", status=499)
 
-    async def _serve(self, endpoint: str, scope: HTTPScope, exchange: _Exchange, ledger: Ledger) -> None:
+    async def _serve(self, target: paths.Target | None, scope: HTTPScope, exchange: _Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
         ledger.note(client_request_id=_printable(headers.get("x-client-request-id", "")))
-        if scope["method"] != "POST":
-            raise MethodNotAllowed(f"Use POST for /v1/{endpoint}, not {ascii(scope['method'])[1:-1]}.")
+        if target is None:
+            raise paths.unknown(scope["method"], scope["path"])
+        endpoint = ledger.endpoint = target.endpoint(scope["method"])
         principal = self._keys.principal(bearer(headers))
         ledger.note(key_label=principal.label, tenant=principal.tenant)
         principal.require("chat")
@@ -104,30 +109,49 @@ class Edge:
             raise Unavailable(
                 f"Requests cannot be logged, so none is served: {problem}", code="log_unavailable", retry_after_s=5.0
             )
-        _check_media(headers)
+        if not target.id:
+            _check_media(headers)
         body = await exchange.body(_declared_bytes(headers), self._max_body_bytes)
         ledger.event("request.opened", endpoint=endpoint, key_label=principal.label, tenant=principal.tenant, bytes=len(body))
-        incoming = Incoming(endpoint=endpoint, body=body, headers=headers, principal=principal)
+        incoming = Incoming(
+            endpoint=endpoint,
+            body=body,
+            headers=headers,
+            principal=principal,
+            deployment=target.deployment,
+            query=scope.get("query_string", b"").decode("latin-1"),
+            id=target.id,
+            method=scope["method"],
+        )
         async with _Departure(exchange.receive) as departure:
-            reply = await self._pipeline.answer(incoming, ledger)
+            reply = await (self._pipeline.recall if target.id else self._pipeline.answer)(incoming, ledger)
             try:
-                await exchange.deliver(reply)
-            except Exception as fault:  # noqa: BLE001 - a fault of ours after the head can only be told in the stream itself
-                _log_crash(ledger, fault)
-                await exchange.end(reply.crashed(type(fault).__name__))
+                await self._deliver(reply, exchange, ledger)
             finally:
                 # From here on a departure changes nothing, and the server reports the end of the answer as one.
                 departure.over()
                 await finished(reply.aclose(gone=departure.gone))
 
+    async def _deliver(self, reply: Reply, exchange: _Exchange, ledger: Ledger) -> None:
+        # An answer that broke off without a way to say so is never ended: the server then closes the connection.
+        with suppress(BrokenOff):
+            try:
+                await exchange.deliver(reply)
+            except BrokenOff:
+                raise
+            except Exception as fault:  # noqa: BLE001 - a fault of ours after the head can only be told in the stream itself
+                _log_crash(ledger, fault)
+                await exchange.end(reply.crashed(type(fault).__name__))
+
 
 class _Exchange:
     """The two directions of one HTTP exchange, and how far each has come."""
 
-    def __init__(self, receive: Receive, send: Send, ledger: Ledger) -> None:
+    def __init__(self, receive: Receive, send: Send, ledger: Ledger, dialect: Dialect) -> None:
         self.receive = receive
         self._send = send
         self._ledger = ledger
+        self._dialect = dialect
         self._expects_body = True
         self.started = False
         """Whether the answer's head is out."""
@@ -157,7 +181,8 @@ class _Exchange:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": _encode(headers, self._ledger)})
+        encoded = _encode(headers, self._ledger, self._dialect)
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 
     async def deliver(self, reply: Reply) -> None:
         """Send a reply, whole or piece by piece."""
@@ -178,12 +203,10 @@ class _Exchange:
 
     async def refuse(self, error: ApiError, own: Headers) -> None:
         """Send an error. A sender that is still busy with its body sees it at once; the rest is thrown away for a while."""
-        body = error.body()
+        body = self._dialect.error_body(error)
         headers = [*error.headers(), *own, ("content-length", str(len(body)))]
         if not any(name == "content-type" for name, _ in headers):
             headers.append(JSON)
-        if isinstance(error, MethodNotAllowed):
-            headers.append(("allow", "POST"))
         await self._start(error.status, headers)
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         # Closing a connection with unread bytes resets it, and the answer with it: a sender that has not ended is drained.
@@ -241,9 +264,9 @@ def _check_media(headers: Mapping[str, str]) -> None:
         raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {media[:64]!a}.")
 
 
-def _encode(headers: Headers, ledger: Ledger) -> list[tuple[bytes, bytes]]:
+def _encode(headers: Headers, ledger: Ledger, dialect: Dialect) -> list[tuple[bytes, bytes]]:
     names = {name for name, _ in headers}
-    own = [("x-request-id", ledger.request_id)]
+    own = [(name, ledger.request_id) for name in dict.fromkeys(("x-request-id", dialect.id_header))]
     if "openai-processing-ms" not in names:
         own.append(("openai-processing-ms", str(round(ledger.elapsed_ms()))))
     return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in (*headers, *own)]

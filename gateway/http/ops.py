@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from litestar import Request, Response, get, post
+from litestar import HttpMethod, Request, Response, get, post, route
 
 from gateway.auth import Keys, bearer
 from gateway.cache.tiers import Cache
 from gateway.config import CLASSES, Config
 from gateway.errors import InvalidRequest, NotFound, did_you_mean
-from gateway.http.inference import header_map, request_id
+from gateway.http.inference import header_map
 
 State = dict[str, Any]
 
@@ -43,6 +43,11 @@ def routes(
 ) -> list[Any]:
     """The handlers, closed over what they show."""
 
+    @route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=False)
+    def root() -> State:
+        """Tools that are given this base URL ask whether anybody is there."""
+        return {"status": "ok"}
+
     @get("/health", sync_to_thread=False)
     def health() -> State:
         """The process answers; nothing more is promised."""
@@ -60,21 +65,21 @@ def routes(
         page, media = metrics()
         return Response(page, media_type=media)
 
-    @get("/v1/models", sync_to_thread=False)
+    @get(["/v1/models", "/openai/v1/models", "/openai/models"], sync_to_thread=False)
     def list_models(request: Request[Any, Any, Any]) -> Response[State]:
         keys.principal(bearer(header_map(request.scope)))
         models = [model_object(config, name, started_at) for name in config.models]
-        return Response({"object": "list", "data": models}, headers={"x-request-id": request_id()})
+        return Response({"object": "list", "data": models})
 
-    @get("/v1/models/{name:path}", sync_to_thread=False)
-    def show_model(request: Request[Any, Any, Any], name: str) -> Response[State]:
+    @get(["/v1/models/{name:path}", "/openai/v1/models/{name:path}", "/openai/models/{name:path}"], sync_to_thread=False)
+    def show_model(request: Request[Any, Any, Any]) -> Response[State]:
         keys.principal(bearer(header_map(request.scope)))
-        wanted = unquote(name.lstrip("/"))
+        wanted = unquote(str(request.path_params["name"]).lstrip("/"))
         if wanted not in config.models:
             shown = ascii(wanted[:128])[1:-1]
             hint = did_you_mean(wanted, config.models)
             raise NotFound(f"The model `{shown}` does not exist{hint}", param="model", code="model_not_found")
-        return Response(model_object(config, wanted, started_at), headers={"x-request-id": request_id()})
+        return Response(model_object(config, wanted, started_at))
 
     @post("/v1/gateway/purge", status_code=200)
     async def purge(request: Request[Any, Any, Any]) -> State:
@@ -95,4 +100,4 @@ def routes(
         )
         return {"purged": count, "dry_run": bool(asked.get("dry_run", False))}
 
-    return [health, readiness, show_metrics, list_models, show_model, purge]
+    return [root, health, readiness, show_metrics, list_models, show_model, purge]

@@ -13,7 +13,7 @@ class Call(Struct, frozen=True):
 
     request_id: str
     endpoint: str
-    """`chat/completions`, `completions` or `embeddings`."""
+    """A key of `wire.ENDPOINTS`, or `responses/` with `retrieve`, `delete`, `cancel` or `input_items`."""
     model: str
     """The upstream's own name for the model; `body` already carries it."""
     body: bytes
@@ -22,6 +22,14 @@ class Call(Struct, frozen=True):
     """Client headers that may travel; never its key."""
     usage_added: bool = False
     """Whether `body` asks for a usage chunk that the client did not ask for, and must not get."""
+    method: str = "POST"
+    path: str = ""
+    """Below the upstream's base URL, its query with it; empty: the endpoint."""
+
+    @property
+    def target(self) -> str:
+        """What follows the upstream's base URL."""
+        return self.path or self.endpoint
 
 
 class Piece(NamedTuple):

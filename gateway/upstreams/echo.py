@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -155,8 +157,11 @@ def _usage(body: dict[str, Any], words: list[str]) -> dict[str, int]:
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
     texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    vectors = [(float(len(str(text))), 1.0) for text in texts]
+    packed = body.get("encoding_format") == "base64"
     rows = [
-        {"object": "embedding", "index": index, "embedding": [float(len(str(text))), 1.0]} for index, text in enumerate(texts)
+        {"object": "embedding", "index": index, "embedding": _base64(vector) if packed else vector}
+        for index, vector in enumerate(vectors)
     ]
     return {
         "object": "list",
@@ -164,3 +169,7 @@ def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
         "model": body.get("model"),
         "usage": {"prompt_tokens": len(texts), "total_tokens": len(texts)},
     }
+
+
+def _base64(vector: tuple[float, ...]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

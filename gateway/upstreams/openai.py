@@ -1,6 +1,7 @@
-"""An upstream that speaks OpenAI's wire format, over stock httpx. Sends bytes as given, hands on bytes as they come.
+"""An upstream that speaks OpenAI's wire format: which client carries it, and the one over stock httpx.
 
-The only module that imports httpx for the request path; knows neither policy nor cache nor what the bytes mean.
+Sends bytes as given, hands on bytes as they come. The only module that imports httpx for the request path; knows neither policy
+nor cache nor what the bytes mean.
 """
 
 from __future__ import annotations
@@ -10,37 +11,44 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from gateway import __version__
-from gateway.config import OpenAIUpstream, off_reason
+from gateway.config import OpenAIUpstream, key_header, off_reason
 from gateway.errors import UpstreamFailed
-from gateway.upstreams import Call, Piece
+from gateway.upstreams import Call, Piece, Upstream
+from gateway.upstreams.http1 import Http1, kept
 
-KEPT_HEADERS = frozenset(
-    {
-        "content-type",
-        "openai-model",
-        "openai-processing-ms",
-        "openai-version",
-        "retry-after",
-        "retry-after-ms",
-        "x-should-retry",
-    }
-)
-"""Answer headers that travel to the client, besides every `x-ratelimit-*`."""
+
+def connect(name: str, config: OpenAIUpstream, *, key: str) -> Upstream:
+    """The upstream over the client that its config names; over httpx also when the environment names a proxy for it.
+
+    Raises ConfigError for a `base_url` that is none.
+    """
+    made = OpenAI if config.client == "httpx" or _proxied(config.base_url) else Http1
+    return made(name, config, key=key)
+
+
+def _proxied(base_url: str) -> bool:
+    """Whether HTTP_PROXY, HTTPS_PROXY or ALL_PROXY (or the system's settings) apply to this URL, and NO_PROXY does not."""
+    parts = urlsplit(base_url)
+    proxies = getproxies()
+    return bool(proxies.get(parts.scheme) or proxies.get("all")) and not proxy_bypass(parts.netloc.rpartition("@")[2])
 
 
 class OpenAI:
-    """One OpenAI-compatible API: a connection pool and a key."""
+    """One OpenAI-compatible API over httpx: for proxies, and for who prefers a client that many others use."""
 
     def __init__(self, name: str, config: OpenAIUpstream, *, key: str) -> None:
         self.name = name
         self._off = off_reason(config)
         headers = {"user-agent": f"gateway/{__version__}", "accept-encoding": "identity", "content-type": "application/json"}
         if key and self._off is None:
-            headers["authorization"] = f"Bearer {key}"
+            name_, value = key_header(config, key)
+            headers[name_] = value
         limits = httpx.Limits(max_connections=config.max_connections, max_keepalive_connections=config.max_connections)
         # How long to wait for bytes is dispatch's business: it knows whether the answer is streamed, and how far it came.
         seconds = config.connect_timeout_s
@@ -58,7 +66,7 @@ class OpenAI:
     async def send(self, call: Call) -> HttpAnswer:
         """See `Upstream.send`."""
         headers = [*call.headers, ("accept", "text/event-stream" if call.stream else "application/json")]
-        request = self._client.build_request("POST", self._url + call.endpoint, content=call.body, headers=headers)
+        request = self._client.build_request(call.method, self._url + call.target, content=call.body, headers=headers)
         sending = _Sending(self._client, request)
         self._sending.add(sending.task)
         sending.task.add_done_callback(self._sent)
@@ -69,6 +77,9 @@ class OpenAI:
         except asyncio.CancelledError:
             await sending.give_up()
             raise
+        if response.status_code < 200:
+            await response.aclose()
+            raise UpstreamFailed("protocol", "sent a status that nobody asked for")
         return HttpAnswer(response)
 
     def _sent(self, task: asyncio.Future[httpx.Response]) -> None:
@@ -125,14 +136,7 @@ class HttpAnswer:
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
-        self.headers = [
-            (name.lower(), value)
-            for name, value in response.headers.items()
-            if name.lower() in KEPT_HEADERS or name.lower().startswith("x-ratelimit-")
-        ]
-        upstream_id = response.headers.get("x-request-id")
-        if upstream_id:
-            self.headers.append(("x-upstream-request-id", upstream_id))
+        self.headers = kept((name.lower(), value) for name, value in response.headers.raw)
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[Piece]:

@@ -16,8 +16,9 @@ from gateway.errors import UpstreamFailed
 from gateway.local.frames import Cancel, Delta, Finished, Hello, Started, from_worker_decoder, to_worker_decoder
 from gateway.upstreams import Call, Upstream
 from gateway.upstreams.echo import Echo
+from gateway.upstreams.http1 import Http1
 from gateway.upstreams.local import LocalUpstream
-from gateway.upstreams.openai import OpenAI
+from gateway.upstreams.openai import OpenAI, connect
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "content-length"}
 
@@ -37,13 +38,22 @@ async def echo(*, silent, _folder):
 
 
 @asynccontextmanager
-async def openai(*, silent, _folder):
+async def external(client, *, silent):
     rest = [HANG] if silent else [chunk("two"), chunk(finish="stop"), sse.DONE]
     async with hostile() as server:
         server.scripts = [[head(keep_alive="timeout=5"), chunk("one "), *rest]]
-        upstream = OpenAI("up", OpenAIUpstream(base_url=server.base_url, max_connections=30), key="")
+        config = OpenAIUpstream(base_url=server.base_url, max_connections=30, client=client)
+        upstream = connect("up", config, key="")
         yield Subject(upstream, lambda: server.open)
         await upstream.aclose()
+
+
+def http1(*, silent, _folder):
+    return external("http1", silent=silent)
+
+
+def httpx(*, silent, _folder):
+    return external("httpx", silent=silent)
 
 
 @asynccontextmanager
@@ -74,7 +84,7 @@ async def local(*, silent, _folder):
     server.close()
 
 
-KINDS = (echo, openai, local)
+KINDS = (echo, http1, httpx, local)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -218,7 +228,8 @@ async def test_availability_is_told_without_waiting(make):
 
 UNREACHABLE = {
     "echo": lambda folder: Echo("up", EchoUpstream(fail="connect")),
-    "openai": lambda folder: OpenAI("up", OpenAIUpstream(base_url="http://127.0.0.1:1/v1"), key=""),
+    "http1": lambda folder: Http1("up", OpenAIUpstream(base_url="http://127.0.0.1:1/v1"), key=""),
+    "httpx": lambda folder: OpenAI("up", OpenAIUpstream(base_url="http://127.0.0.1:1/v1"), key=""),
     "local": lambda folder: LocalUpstream("up", {"m": frames.Client(str(folder / "none"), from_worker_decoder())}),
 }
 

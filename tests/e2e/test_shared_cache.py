@@ -50,7 +50,10 @@ def test_two_gateways_share_answers_and_purges_and_live_without_redis(tmp_path, 
         Gateway(tmp_path / "b", CONFIG, policies=policies, env=env) as second,
     ):
         assert state_of(first) == "miss"
-        assert until(lambda: (state := state_of(second)) != "miss" and state, "the shared answer", 10) in {"hit-shared", "hit-exact"}
+        assert until(lambda: (state := state_of(second)) != "miss" and state, "the shared answer", 10) in {
+            "hit-shared",
+            "hit-exact",
+        }
         assert state_of(first) == "hit-exact"
         assert first.cli("purge", "--all").returncode == 0
         until(lambda: state_of(second) == "miss", "the purge at the other gateway", 10)

@@ -196,7 +196,7 @@ async def test_a_departure_inside_the_body_is_no_request(world, parts):
     async def send(message):
         sent.append(message)
 
-    await made.edge.handle("chat/completions", scope_of(made), receive, send)
+    await made.edge(scope_of(made), receive, send)
     assert (sent, made.records[0].ending, made.records[0].status) == ([], "client_gone", 499)
 
 

@@ -1,0 +1,430 @@
+"""Responses that may be asked for again, and the items they were made from, in one SQLite file. Knows no HTTP and no policy.
+
+Several processes may have the file open. What `put` has returned from survives a killed process; a power cut may lose the last
+commits, never the file. A damaged file is set aside under another name, which is said on stderr, and an empty one begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from gateway.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from gateway.privacy import CLASSES, highest
+
+T = TypeVar("T")
+Item = dict[str, Any]
+
+CLEARANCE = "internal"
+"""The highest class that is ever stored."""
+
+TTL_S = 30 * 24 * 3600.0
+MAX_BYTES = 2**30
+MAX_TURNS = 256
+"""Turns that one chain of `previous_response_id` may have."""
+MAX_CHAIN_BYTES = 32 * 2**20
+"""Bytes of JSON that one chain, or one request's references, may bring into memory."""
+MAX_PAGE = 100
+
+_SWEEP_ROWS = 200
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS responses (
+    tenant TEXT NOT NULL, id TEXT NOT NULL, class TEXT NOT NULL, previous TEXT, created_at REAL NOT NULL,
+    expires_at REAL NOT NULL, body BLOB NOT NULL, PRIMARY KEY (tenant, id));
+CREATE INDEX IF NOT EXISTS responses_expiry ON responses (expires_at);
+CREATE INDEX IF NOT EXISTS responses_age ON responses (created_at);
+CREATE TABLE IF NOT EXISTS items (
+    tenant TEXT NOT NULL, response TEXT NOT NULL, number INTEGER NOT NULL, output INTEGER NOT NULL, id TEXT NOT NULL,
+    body BLOB NOT NULL, PRIMARY KEY (tenant, response, number),
+    FOREIGN KEY (tenant, response) REFERENCES responses (tenant, id) ON DELETE CASCADE);
+CREATE INDEX IF NOT EXISTS items_id ON items (tenant, id);
+CREATE TABLE IF NOT EXISTS origins (
+    tenant TEXT NOT NULL, id TEXT NOT NULL, upstream TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (tenant, id));
+CREATE INDEX IF NOT EXISTS origins_expiry ON origins (expires_at);
+"""
+
+
+class Turns(NamedTuple):
+    """Stored items, oldest first, and the highest class that any of them was stored under: what continues them is no lower."""
+
+    items: list[Item]
+    class_: str
+
+
+class ResponseStore:
+    """One file of responses. Every method is answered by one thread of its own, so that the event loop stays free.
+
+    Each method raises Unavailable when the file cannot be used (a full disk, a lock that is held too long).
+    """
+
+    def __init__(
+        self, path: Path, *, ttl_s: float = TTL_S, max_bytes: int = MAX_BYTES, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Opens nothing yet. `max_bytes`: above it the oldest responses go. `clock` gives Unix seconds."""
+        self._path = path
+        self._ttl_s = ttl_s
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
+        self._db: sqlite3.Connection | None = None
+        self._inode = 0
+
+    async def put(
+        self,
+        response: dict[str, Any],
+        *,
+        input_items: Sequence[Item],
+        tenant: str,
+        class_: str,
+        expires_at: float | None = None,
+    ) -> None:
+        """Keep a final Response object and the items it was asked with, each with an id (`ask.input_items`).
+
+        Raises InvalidRequest (`store_forbidden`) for a class above the clearance, TooLarge for what would take a quarter of
+        the store.
+        """
+        check_clearance(class_)
+        await self._run(
+            _put,
+            max_bytes=self._max_bytes,
+            now=self._clock(),
+            response=response,
+            input_items=input_items,
+            tenant=tenant,
+            class_=class_,
+            expires_at=self._until(expires_at),
+        )
+
+    async def get(self, id_: str, tenant: str) -> dict[str, Any]:
+        """The Response object. Raises NotFound."""
+        return await self._run(_get, self._clock(), id_, tenant)
+
+    async def delete(self, id_: str, tenant: str) -> dict[str, Any]:
+        """Forget the response and its items; returns what the API answers. Raises NotFound."""
+        return await self._run(_delete, self._clock(), id_, tenant, then=_truncate)
+
+    async def input_items(
+        self, id_: str, tenant: str, *, limit: int = 20, after: str | None = None, order: Literal["asc", "desc"] = "desc"
+    ) -> dict[str, Any]:
+        """One page of the items a response was asked with, as the API lists them; `after` is an item's id.
+
+        Raises NotFound for the response, InvalidRequest for `limit`, `order` or `after`.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequest(f"'limit' must be from 1 to {MAX_PAGE}.", param="limit", code="invalid_value")
+        if order not in ("asc", "desc"):
+            raise InvalidRequest("'order' must be 'asc' or 'desc'.", param="order", code="invalid_value")
+        return await self._run(_input_items, self._clock(), id_, tenant, limit=limit, after=after, order=order)
+
+    async def chain(self, id_: str, tenant: str) -> Turns:
+        """The items of a response and of all before it, for a request that names it as `previous_response_id`.
+
+        Raises InvalidRequest: `previous_response_not_found` when any of them is not stored, for a conversation that lost a
+        turn is another one; `context_length_exceeded` above MAX_TURNS or MAX_CHAIN_BYTES.
+        """
+        return await self._run(_chain, self._clock(), id_, tenant)
+
+    async def items(self, ids: Sequence[str], tenant: str) -> Turns:
+        """Stored items by their ids, for `item_reference`; those that are not stored are left out."""
+        return await self._run(_items, self._clock(), ids, tenant) if ids else Turns([], CLASSES[0])
+
+    async def purge(self, *, tenant: str | None = None, class_: str | None = None) -> int:
+        """Forget all responses of a tenant, of a class, of both, or all there are; returns how many.
+
+        Where an upstream's ids belong is forgotten with a tenant, and with everything.
+        """
+        return await self._run(_purge, tenant, class_, then=_truncate)
+
+    async def remember(self, id_: str, upstream: str, tenant: str) -> None:
+        """Note which upstream made an id, so that what names it later goes there."""
+        await self._run(_remember, self._clock(), id_, tenant, upstream=upstream, expires_at=self._until(None))
+
+    async def upstream_of(self, id_: str, tenant: str) -> str | None:
+        """The upstream that made an id, or None when that is not known."""
+        return await self._run(_upstream_of, self._clock(), id_, tenant)
+
+    async def aclose(self) -> None:
+        """Close the file; called once, after the last call has returned."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    def _until(self, expires_at: float | None) -> float:
+        return self._clock() + self._ttl_s if expires_at is None else expires_at
+
+    async def _run(
+        self, work: Callable[..., T], *args: Any, then: Callable[[sqlite3.Connection], None] | None = None, **kwargs: Any
+    ) -> T:
+        """Do `work` in one transaction on the store's thread, once more if the file was damaged, and `then` after it."""
+
+        def attempt() -> T:
+            db = self._opened()
+            done = _committed(db, work, *args, **kwargs)
+            if then is not None:
+                then(db)
+            return done
+
+        def call() -> T:
+            try:
+                try:
+                    return attempt()
+                except (sqlite3.DatabaseError, _Damaged) as error:
+                    if not _is_damage(error):
+                        raise
+                    self._set_aside(error)
+                    return attempt()
+            except (sqlite3.Error, _Damaged, OSError) as error:
+                said = f"The store of responses cannot be used ({type(error).__name__}); try again, or send `store: false`."
+                raise Unavailable(said, code="state_unavailable") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _opened(self) -> sqlite3.Connection:
+        """The connection; a new one when another file stands there than was opened, or none."""
+        try:
+            inode = self._path.stat().st_ino
+        except FileNotFoundError:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Only ever a file that nobody has: closing it here would drop the locks of a connection of this process
+            # (sqlite.org, "How To Corrupt An SQLite Database File", section 2.2).
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            inode = self._path.stat().st_ino
+        if self._db is None or inode != self._inode:
+            self._close()
+            self._inode = inode
+            self._db = _connect(self._path)
+        return self._db
+
+    def _close(self) -> None:
+        if self._db is not None:
+            with suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+
+    def _set_aside(self, error: Exception) -> None:
+        """Keep the damaged file under another name; when another process has done so already, only let go of it."""
+        self._close()
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino != self._inode:
+                return
+            aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+            self._path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            sys.stderr.write(f"{self._path}: damaged ({error}); kept as {aside.name}, starting with no stored responses\n")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    try:
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "foreign_keys=ON"):
+            db.execute(f"PRAGMA {pragma}")
+        db.executescript(_SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def check_clearance(class_: str) -> None:
+    """Raise InvalidRequest (`store_forbidden`) for a class that is not stored. An unknown class counts as the highest."""
+    if class_ not in CLASSES[: CLASSES.index(CLEARANCE) + 1]:
+        known = class_ if class_ in CLASSES else CLASSES[-1]
+        said = f"Responses of class '{known}' are not stored (at most '{CLEARANCE}' are); send `store: false`."
+        raise InvalidRequest(said, param="store", code="store_forbidden")
+
+
+class _Damaged(Exception):
+    """A row does not hold what was written into it."""
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file itself is broken, as against a full disk or a lock."""
+    return isinstance(error, _Damaged) or getattr(error, "sqlite_errorcode", 0) & 0xFF in {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
+
+
+def _truncate(db: sqlite3.Connection) -> None:
+    """Empty the log of commits, so that what was forgotten is in no file; while another process reads, that waits."""
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        raise _Damaged("a row is not JSON") from None
+    if not isinstance(value, dict):
+        raise _Damaged("a row is no object")
+    return value
+
+
+def _committed(db: sqlite3.Connection, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Do the work in one transaction."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        done = work(db, *args, **kwargs)
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+    return done
+
+
+def _put(
+    db: sqlite3.Connection,
+    *,
+    max_bytes: int,
+    now: float,
+    response: dict[str, Any],
+    input_items: Sequence[Item],
+    tenant: str,
+    class_: str,
+    expires_at: float,
+) -> None:
+    id_ = response["id"]
+    rows = [(False, item) for item in input_items] + [(True, item) for item in response["output"]]
+    listed = [(tenant, id_, number, out, item["id"], _dump(item)) for number, (out, item) in enumerate(rows)]
+    body = _dump(response)
+    if len(body) + sum(len(row[-1]) for row in listed) > max_bytes // 4:
+        said = "This response and its input are too large to be stored; send `store: false`."
+        raise TooLarge(said, param="store")
+    _sweep(db, now)
+    db.execute("DELETE FROM responses WHERE tenant = ? AND id = ?", (tenant, id_))
+    head = (tenant, id_, class_, response.get("previous_response_id"), now, expires_at, body)
+    db.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", head)
+    db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", listed)
+    oldest = "SELECT rowid FROM responses ORDER BY created_at, rowid LIMIT 1"
+    while _used_bytes(db) > max_bytes and db.execute(f"DELETE FROM responses WHERE rowid = ({oldest})").rowcount:  # noqa: S608
+        pass
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes of the pages that hold something."""
+    pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
+    return int((pages - free) * size)
+
+
+def _sweep(db: sqlite3.Connection, now: float) -> None:
+    """Remove some of what has expired."""
+    for table in ("responses", "origins"):
+        rows = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {_SWEEP_ROWS}"  # noqa: S608 - two fixed words
+        db.execute(f"DELETE FROM {table} WHERE rowid IN ({rows})", (now,))  # noqa: S608 - as above
+
+
+def _get(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> dict[str, Any]:
+    query = "SELECT body FROM responses WHERE tenant = ? AND id = ? AND expires_at > ?"
+    row = db.execute(query, (tenant, id_, now)).fetchone()
+    if row is None:
+        said = "No response with this id is stored: it has expired, was deleted, or was never kept."
+        raise NotFound(said, param="response_id", code="response_not_found")
+    return _load(row[0])
+
+
+def _delete(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> dict[str, Any]:
+    _get(db, now, id_, tenant)
+    db.execute("DELETE FROM responses WHERE tenant = ? AND id = ?", (tenant, id_))
+    return {"id": id_, "object": "response", "deleted": True}
+
+
+def _input_items(
+    db: sqlite3.Connection, now: float, id_: str, tenant: str, *, limit: int, after: str | None, order: str
+) -> dict[str, Any]:
+    _get(db, now, id_, tenant)
+    mine = (tenant, id_)
+    bound, compare, direction = -1, ">", "ASC"
+    if order == "desc":
+        bound, compare, direction = sys.maxsize, "<", "DESC"
+    if after is not None:
+        query = "SELECT number FROM items WHERE tenant = ? AND response = ? AND id = ? AND output = 0"
+        row = db.execute(query, (*mine, after)).fetchone()
+        if row is None:
+            raise InvalidRequest("'after' is the id of no input item of this response.", param="after", code="invalid_value")
+        bound = row[0]
+    where = f"tenant = ? AND response = ? AND output = 0 AND number {compare} ?"
+    query = f"SELECT body FROM items WHERE {where} ORDER BY number {direction} LIMIT ?"  # noqa: S608 - fixed words
+    page = [_load(body) for (body,) in db.execute(query, (*mine, bound, limit + 1))]
+    shown = page[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else "",
+        "last_id": shown[-1]["id"] if shown else "",
+        "has_more": len(page) > limit,
+    }
+
+
+def _chain(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> Turns:
+    turns: list[list[bytes]] = []
+    classes: list[str] = []
+    size = 0
+    previous: str | None = id_
+    while previous is not None:
+        query = "SELECT class, previous FROM responses WHERE tenant = ? AND id = ? AND expires_at > ?"
+        head = db.execute(query, (tenant, previous, now)).fetchone()
+        if head is None:
+            said = "A response that 'previous_response_id' leads to is not stored: it has expired, was deleted or was never kept."
+            raise InvalidRequest(said, param="previous_response_id", code="previous_response_not_found")
+        mine = "FROM items WHERE tenant = ? AND response = ?"
+        size += db.execute(f"SELECT coalesce(sum(length(body)), 0) {mine}", (tenant, previous)).fetchone()[0]
+        if len(turns) >= MAX_TURNS or size > MAX_CHAIN_BYTES:
+            said = f"The conversation is longer than {MAX_TURNS} turns or {MAX_CHAIN_BYTES} bytes; begin a new one."
+            raise InvalidRequest(said, param="previous_response_id", code="context_length_exceeded")
+        query = f"SELECT body {mine} ORDER BY number"
+        turns.append([body for (body,) in db.execute(query, (tenant, previous))])
+        classes.append(head[0])
+        previous = head[1]
+    return Turns([_load(body) for turn in reversed(turns) for body in turn], highest(*classes))
+
+
+def _items(db: sqlite3.Connection, now: float, ids: Sequence[str], tenant: str) -> Turns:
+    found, classes, size = [], [], 0
+    for id_ in dict.fromkeys(ids):
+        query = (
+            "SELECT items.body, class FROM items JOIN responses ON responses.tenant = items.tenant"
+            " AND responses.id = items.response WHERE items.tenant = ? AND items.id = ? AND expires_at > ?"
+            " ORDER BY created_at DESC LIMIT 1"
+        )
+        for body, class_ in db.execute(query, (tenant, id_, now)):
+            size += len(body)
+            if size > MAX_CHAIN_BYTES:
+                said = f"The referenced items are larger than {MAX_CHAIN_BYTES} bytes together."
+                raise InvalidRequest(said, param="input", code="context_length_exceeded")
+            found.append(_load(body))
+            classes.append(class_)
+    return Turns(found, highest(*classes))
+
+
+def _purge(db: sqlite3.Connection, tenant: str | None, class_: str | None) -> int:
+    where = "(? IS NULL OR tenant = ?) AND (? IS NULL OR class = ?)"
+    count = db.execute(f"DELETE FROM responses WHERE {where}", (tenant, tenant, class_, class_)).rowcount  # noqa: S608 - fixed
+    if class_ is None:
+        db.execute("DELETE FROM origins WHERE ? IS NULL OR tenant = ?", (tenant, tenant))
+    return count
+
+
+def _remember(db: sqlite3.Connection, now: float, id_: str, tenant: str, *, upstream: str, expires_at: float) -> None:
+    _sweep(db, now)
+    db.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?)", (tenant, id_, upstream, expires_at))
+
+
+def _upstream_of(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> str | None:
+    query = "SELECT upstream FROM origins WHERE tenant = ? AND id = ? AND expires_at > ?"
+    row = db.execute(query, (tenant, id_, now)).fetchone()
+    return None if row is None else str(row[0])

@@ -1,0 +1,146 @@
+"""The application as it is served: Litestar's router, the operators' pages and cross-origin access, on a real socket."""
+
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from front import body
+from hostile import answer, completion, hostile, message, response
+
+from gateway.app import create_app
+from gateway.http.cors import Cors
+
+
+@pytest.fixture
+async def served(world):
+    """An httpx client of a World's whole application; give the origins that may call it."""
+    async with hostile() as server:
+        made = world(up={"base_url": server.base_url})
+
+        front = SimpleNamespace(
+            edge=made.edge, config=made.config, keys=made.keys, cache=made.cache, ready=lambda: (True, {"status": "ready"}),
+            page=lambda: (b"up 1\n", "text/plain"), emit=lambda *a, **k: None,
+        )  # fmt: skip
+        app = create_app(front)
+        async with (
+            made.listening(Cors(app, ("https://page.example",))) as (host, port),
+            httpx.AsyncClient(base_url=f"http://{host}:{port}", headers={"authorization": f"Bearer {made.key}"}) as client,
+        ):
+            yield SimpleNamespace(made=made, server=server, client=client, app=app)
+
+
+POSTS = {
+    "/v1/chat/completions": completion(),
+    "/openai/v1/chat/completions": completion(),
+    "/openai/deployments/m/chat/completions?api-version=1": completion(),
+    "/v1/responses": response(),
+    "/openai/responses?api-version=1": response(),
+    "/v1/messages?beta=true": message(),
+    "/v1/moderations": {"results": []},
+}
+
+
+@pytest.mark.parametrize(("path", "told"), POSTS.items())
+async def test_every_spelling_reaches_its_endpoint(served, path, told):
+    """Through the router, with a slash at the end or without."""
+    served.server.scripts = [[answer(200, told)]]
+    sent = body(input="x")
+    for asked in (path, path.replace("?", "/?") if "?" in path else path + "/"):
+        got = await served.client.post(
+            asked, content=sent, headers={"content-type": "application/json", "cache-control": "no-store"}
+        )
+        assert (got.status_code, got.json()) == (200, told)
+
+
+async def test_stored_responses_are_routed_by_id_and_method(served):
+    """An unknown id is 404, a known one goes on; input_tokens is no id."""
+    client = served.client
+    assert (await client.get("/v1/responses/resp_1")).json()["error"]["code"] == "response_not_found"
+    served.server.scripts = [[answer(200, response())]]
+    await client.post("/v1/responses", json={"model": "m", "input": "x"})
+    for method, path in (("GET", ""), ("GET", "/input_items"), ("POST", "/cancel"), ("DELETE", "")):
+        assert (await client.request(method, f"/openai/v1/responses/resp_1{path}")).status_code == 200
+    assert (await client.post("/v1/responses/input_tokens", json={"input": "x"})).status_code == 200
+    assert served.server.requests[-1][0].startswith(b"POST /v1/responses/input_tokens ")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_somebody_is_there(served, method):
+    """Tools ask the root of their base URL, without a key."""
+    async with httpx.AsyncClient() as client:
+        assert (await client.request(method, str(served.client.base_url))).status_code == 200
+
+
+async def test_every_answer_has_an_id(served):
+    """Operators' pages and refusals of the router too, each its own."""
+    paths = (
+        "/",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/v1/models",
+        "/openai/models",
+        "/v1/models/m",
+        "/v1/models/nope",
+        "/v1/files",
+        "/nope",
+    )
+    got = [await served.client.get(path) for path in paths]
+    assert [one.status_code for one in got] == [200] * 7 + [404] * 3
+    ids = [one.headers["x-request-id"] for one in got]
+    assert all(id_.startswith("req_") for id_ in ids)
+    assert len(set(ids)) == len(ids)
+
+
+async def test_a_wrong_method_says_which_is_right(served):
+    """On the router's own pages as on the edge."""
+    for method, path, allow in (
+        ("DELETE", "/v1/models", "GET"),
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PUT", "/v1/responses/x", "GET, DELETE"),
+    ):
+        got = await served.client.request(method, path)
+        assert (got.status_code, got.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert set(allow.split(", ")) <= set(got.headers["allow"].split(", "))
+
+
+PREFLIGHT = {
+    "origin": "https://page.example",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,x-stainless-os",
+}
+
+
+async def test_a_page_that_is_not_named_gets_no_cross_origin_answer(served):
+    """Neither its preflight nor its request is answered with the headers that a browser wants."""
+    for method, path in (("OPTIONS", "/v1/chat/completions"), ("GET", "/v1/models")):
+        got = await served.client.request(method, path, headers={**PREFLIGHT, "origin": "https://other.example"})
+        assert not [name for name in got.headers if name.startswith("access-control-")]
+    assert got.status_code == 200
+
+
+async def test_a_named_page_may_call(served):
+    """The preflight needs no key and asks nobody; the answer may be read, its headers too; cookies are never allowed."""
+    async with httpx.AsyncClient() as client:
+        got = await client.options(f"{served.client.base_url}/v1/chat/completions", headers=PREFLIGHT)
+    assert (got.status_code, got.headers["access-control-allow-origin"]) == (204, "https://page.example")
+    assert got.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+    for path in ("/v1/models", "/nope"):
+        got = await served.client.get(path, headers={"origin": "https://page.example"})
+        assert (got.headers["access-control-allow-origin"], got.headers["vary"]) == ("https://page.example", "origin")
+        assert "x-request-id" in got.headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in got.headers
+    assert served.made.records == []
+
+
+async def test_any_page_is_said_with_a_star(served):
+    """Without naming the page back, and without credentials."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(Cors(served.app, ["*"])), base_url="http://x") as client:
+        got = await client.get("/health", headers={"origin": "https://anything.example"})
+    assert (got.headers["access-control-allow-origin"], "access-control-allow-credentials" in got.headers) == ("*", False)
+
+
+async def test_a_header_name_that_is_none_is_not_repeated(served):
+    """What a preflight asks for goes back only if it is a list of names."""
+    got = await served.client.options("/v1/models", headers={**PREFLIGHT, "access-control-request-headers": "a; b: c"})
+    assert (got.status_code, "access-control-allow-headers" in got.headers) == (204, False)

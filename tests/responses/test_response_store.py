@@ -1,0 +1,329 @@
+"""Stored responses: found by their tenant only, for as long as they may be kept, whatever happens to the process or the file."""
+
+import asyncio
+import signal
+import sqlite3
+import sys
+from contextlib import aclosing, closing
+
+import conformance
+import pytest
+
+from gateway.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from gateway.responses import store as module
+from gateway.responses.answer import Events
+from gateway.responses.ask import chat_body, input_items, references
+from gateway.responses.store import ResponseStore, check_clearance
+
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path, clock):
+    made = ResponseStore(tmp_path / "state/responses.sqlite3", ttl_s=100, clock=clock)
+    yield made
+    await made.aclose()
+
+
+def answered(id_, text="Hello", *, message=None, **request):
+    """A request and the final response to it."""
+    request = {"model": "m", "input": "Hi", **request}
+    completion = {"choices": [{"index": 0, "message": message or {"content": text}, "finish_reason": "stop"}]}
+    return request, Events(request, id_, 100, "m").whole(completion)
+
+
+async def keep(store, id_, *, tenant="a", class_="public", expires_at=None, **more):
+    request, response = answered(id_, **more)
+    await store.put(response, input_items=input_items(request, id_), tenant=tenant, class_=class_, expires_at=expires_at)
+    return response
+
+
+async def test_only_the_own_tenant_finds_a_response(store):
+    """Another tenant's response is as unknown as one that never was, in every method."""
+    await keep(store, "resp_1")
+    item = (await store.input_items("resp_1", "a"))["first_id"]
+    for call in (
+        store.get("resp_1", "b"),
+        store.delete("resp_1", "b"),
+        store.input_items("resp_1", "b"),
+        store.get("resp_2", "a"),
+    ):
+        with pytest.raises(NotFound):
+            await call
+    with pytest.raises(InvalidRequest) as raised:
+        await store.chain("resp_1", "b")
+    assert (raised.value.param, raised.value.code) == ("previous_response_id", "previous_response_not_found")
+    assert (await store.items([item], "b")).items == []
+    assert len((await store.items([item], "a")).items) == 1
+
+
+@pytest.mark.parametrize("class_", ["confidential", "restricted", "unheard of"])
+async def test_nothing_above_the_clearance_is_stored(store, class_):
+    """A class above internal, and one nobody knows, is refused by name and leaves no row."""
+    with pytest.raises(InvalidRequest) as raised:
+        await keep(store, "resp_1", class_=class_)
+    assert (raised.value.param, raised.value.code) == ("store", "store_forbidden")
+    with pytest.raises(InvalidRequest):
+        check_clearance(class_)
+    with pytest.raises(NotFound):
+        await store.get("resp_1", "a")
+
+
+async def test_a_response_comes_back_as_it_was(store):
+    """What was stored is what is given back, until it is deleted."""
+    response = await keep(store, "resp_1", text="lone \ud800 surrogate")
+    assert await store.get("resp_1", "a") == response
+    conformance.check(await store.get("resp_1", "a"), "Response")
+    assert await store.delete("resp_1", "a") == {"id": "resp_1", "object": "response", "deleted": True}
+    with pytest.raises(NotFound):
+        await store.get("resp_1", "a")
+
+
+async def test_a_response_expires(store, clock):
+    """After its time a response is gone for every reader, and its row with the next one stored."""
+    await keep(store, "resp_1")
+    await keep(store, "resp_2", expires_at=1500.0)
+    clock.now += 100
+    with pytest.raises(NotFound):
+        await store.get("resp_1", "a")
+    with pytest.raises(InvalidRequest):
+        await store.chain("resp_1", "a")
+    await store.get("resp_2", "a")
+    await keep(store, "resp_3")
+    with closing(sqlite3.connect(store._path)) as db:
+        assert db.execute("SELECT count(*) FROM responses WHERE id = 'resp_1'").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM items WHERE response = 'resp_1'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+async def test_input_items_come_in_pages(store, count):
+    """Pages in either order hold each input item once, say whether more follow, and are what OpenAI describes."""
+    await keep(store, "resp_1", input=[{"role": "user", "content": str(n)} for n in range(count)])
+    for order in ("asc", "desc"):
+        seen, after = [], None
+        while True:
+            page = await store.input_items("resp_1", "a", limit=2, after=after, order=order)
+            conformance.check(page, "ResponseItemList")
+            seen += [item["content"][0]["text"] for item in page["data"]]
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+        assert seen == sorted("01234"[:count], reverse=order == "desc")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [({"limit": 0}, "limit"), ({"limit": 101}, "limit"), ({"order": "up"}, "order"), ({"after": "msg_x"}, "after")],
+)
+async def test_a_bad_page_is_refused(store, wrong, param):
+    """A page that cannot be is refused with the name of what is wrong."""
+    await keep(store, "resp_1")
+    with pytest.raises(InvalidRequest) as raised:
+        await store.input_items("resp_1", "a", **wrong)
+    assert raised.value.param == param
+
+
+async def test_a_conversation_over_three_turns(store):
+    """Question, call, its output and the next question: each turn's chat body holds all that was said before it."""
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    await keep(store, "resp_1", input="Rain?", tools=[TOOL], message={"content": "Let me see.", "tool_calls": [call]})
+    output = [{"type": "function_call_output", "call_id": "c1", "output": "dry"}]
+    await keep(store, "resp_2", input=output, text="No.", previous_response_id="resp_1", class_="internal")
+    turns = await store.chain("resp_2", "a")
+    asked = {"model": "m", "input": "Sure?", "previous_response_id": "resp_2"}
+    body = chat_body(asked, earlier=turns.items)
+    conformance.check(body, "CreateChatCompletionRequest")
+    assert turns.class_ == "internal"
+    assert body["messages"] == [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "dry"},
+        {"role": "assistant", "content": "No."},
+        {"role": "user", "content": "Sure?"},
+    ]
+
+
+async def test_a_stored_item_can_be_referenced(store):
+    """Ids that the response and its input items carry lead back to the items."""
+    response = await keep(store, "resp_1", class_="internal")
+    first = (await store.input_items("resp_1", "a"))["first_id"]
+    request = {"model": "m", "input": [{"type": "item_reference", "id": first}, {"id": response["output"][0]["id"]}]}
+    found = await store.items(references(request), "a")
+    assert found.class_ == "internal"
+    assert chat_body(request, earlier=[], referenced=found.items)["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+
+
+async def test_a_chain_that_lost_a_turn_is_refused(store):
+    """A conversation is never continued without one of its turns."""
+    await keep(store, "resp_1")
+    await keep(store, "resp_2", previous_response_id="resp_1")
+    await store.delete("resp_1", "a")
+    with pytest.raises(InvalidRequest) as raised:
+        await store.chain("resp_2", "a")
+    assert raised.value.code == "previous_response_not_found"
+
+
+async def test_a_chain_is_bounded(store, monkeypatch):
+    """A chain beyond the bound in turns or in bytes is refused, and one at the bound is not."""
+    monkeypatch.setattr(module, "MAX_TURNS", 2)
+    await keep(store, "resp_1")
+    await keep(store, "resp_2", previous_response_id="resp_1")
+    assert len((await store.chain("resp_2", "a")).items) == 4
+    await keep(store, "resp_3", previous_response_id="resp_2")
+    with pytest.raises(InvalidRequest) as raised:
+        await store.chain("resp_3", "a")
+    assert raised.value.code == "context_length_exceeded"
+    monkeypatch.setattr(module, "MAX_CHAIN_BYTES", 10)
+    with pytest.raises(InvalidRequest):
+        await store.chain("resp_1", "a")
+
+
+async def test_purge_by_tenant_and_class(store):
+    """A purge removes what it names and nothing else."""
+    await keep(store, "resp_1")
+    await keep(store, "resp_2", class_="internal")
+    await keep(store, "resp_3", tenant="b")
+    await store.remember("resp_9", "openai", "a")
+    assert await store.purge(tenant="a", class_="internal") == 1
+    assert await store.upstream_of("resp_9", "a") == "openai"
+    assert await store.purge(tenant="a") == 1
+    assert await store.upstream_of("resp_9", "a") is None
+    assert await store.purge() == 1
+
+
+async def test_what_was_deleted_is_in_no_file(store):
+    """After a delete the text is not in the database or its log any more."""
+    await keep(store, "resp_1", input="a very peculiar sentence")
+    folder = store._path.parent
+    assert any(b"very peculiar" in path.read_bytes() for path in folder.iterdir())
+    await store.delete("resp_1", "a")
+    assert not any(b"very peculiar" in path.read_bytes() for path in folder.iterdir())
+
+
+async def test_an_upstreams_id_leads_back_to_it(store, clock):
+    """Which upstream made an id is known to the tenant that got it, until it expires."""
+    await store.remember("resp_1", "openai", "a")
+    assert await store.upstream_of("resp_1", "a") == "openai"
+    assert await store.upstream_of("resp_1", "b") is None
+    clock.now += 100
+    assert await store.upstream_of("resp_1", "a") is None
+
+
+async def test_the_oldest_go_when_the_store_is_full(tmp_path, clock):
+    """The store stays within its bytes by dropping the oldest; one answer that would fill a quarter of it is refused."""
+    store = ResponseStore(tmp_path / "r.sqlite3", max_bytes=400_000, clock=clock)
+    for n in range(30):
+        clock.now += 1
+        await keep(store, f"resp_{n}", input="x" * 20_000)
+    with pytest.raises(NotFound):
+        await store.get("resp_0", "a")
+    await store.get("resp_29", "a")
+    with pytest.raises(TooLarge):
+        await keep(store, "resp_big", input="x" * 100_000)
+    await store.aclose()
+    assert (tmp_path / "r.sqlite3").stat().st_size < 500_000
+
+
+async def test_a_damaged_file_is_set_aside(store, capsys):
+    """A file that is no database is kept under another name, said on stderr, and an empty one begun."""
+    store._path.parent.mkdir()
+    store._path.write_bytes(b"no database " * 1000)
+    await keep(store, "resp_1")
+    await store.get("resp_1", "a")
+    aside = list(store._path.parent.glob("*.damaged-*"))
+    assert len(aside) == 1
+    assert aside[0].name in capsys.readouterr().err
+
+
+async def test_a_row_that_holds_something_else_is_damage(store):
+    """A row that is no JSON any more is never given out; its file is set aside as a damaged one."""
+    await keep(store, "resp_1")
+    with closing(sqlite3.connect(store._path)) as db, db:
+        db.execute("UPDATE responses SET body = x'00'")
+    with pytest.raises(NotFound):
+        await store.get("resp_1", "a")
+    assert len(list(store._path.parent.glob("*.damaged-*"))) == 1
+
+
+async def test_a_file_that_another_process_has_begun_is_not_set_aside(store):
+    """Whoever meets damage in a file that is set aside already leaves the new file where it is."""
+    await keep(store, "resp_1")
+    store._path.rename(store._path.with_name("old"))
+    store._path.touch()
+    store._set_aside(sqlite3.DatabaseError("malformed"))
+    assert list(store._path.parent.glob("*.damaged-*")) == []
+
+
+async def test_damage_in_use_is_noticed_by_both_processes(store, clock):
+    """Of two stores on one file the first that meets damage sets it aside, and the other goes on with the new file."""
+    await keep(store, "resp_1", input="x" * 50_000)
+    await store.purge(tenant="nobody")
+    async with aclosing(ResponseStore(store._path, clock=clock)) as other:
+        assert await other.upstream_of("resp_1", "a") is None
+        with store._path.open("r+b") as file:
+            file.seek(-40_000, 2)
+            file.write(b"\xff" * 40_000)
+        with pytest.raises(InvalidRequest):
+            await other.chain("resp_1", "a")
+        await keep(store, "resp_2")
+        await other.get("resp_2", "a")
+    assert len(list(store._path.parent.glob("*.damaged-*"))) == 1
+
+
+async def test_a_file_that_cannot_be_written_is_said(tmp_path):
+    """A place where no file can be made is 503 with what to do, not a crash."""
+    (tmp_path / "file").write_text("")
+    store = ResponseStore(tmp_path / "file/responses.sqlite3")
+    with pytest.raises(Unavailable, match="store: false"):
+        await keep(store, "resp_1")
+    await store.aclose()
+
+
+async def test_the_file_is_the_operators_alone(store):
+    """Nobody else may read what is stored."""
+    await keep(store, "resp_1")
+    assert {path.stat().st_mode & 0o077 for path in store._path.parent.iterdir()} == {0}
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from gateway.responses.store import ResponseStore
+
+async def main():
+    store = ResponseStore(Path(sys.argv[1]))
+    for n in range(100_000):
+        response = {"id": f"resp_{n}", "output": [{"id": f"msg_{n}", "text": "x" * 500}]}
+        await store.put(response, input_items=[], tenant="a", class_="public")
+        print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_stored_survives_a_kill(store):
+    """Every response whose `put` had returned is there, whole, after the process was killed in the middle of its work."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, str(store._path), stdout=asyncio.subprocess.PIPE)
+    while int(await process.stdout.readline()) < 50:
+        pass
+    process.kill()
+    done = int((b"50\n" + await process.stdout.read()).rpartition(b"\n")[0].rpartition(b"\n")[2])
+    assert await process.wait() == -signal.SIGKILL
+    for n in range(done + 1):
+        assert (await store.get(f"resp_{n}", "a"))["output"][0]["id"] == f"msg_{n}"
+    assert not list(store._path.parent.glob("*.damaged-*"))

@@ -1,0 +1,79 @@
+"""The table of stored responses: whose they are, where they are, and how long it remembers."""
+
+import sqlite3
+
+import pytest
+
+from gateway.affinity import KEEP_S, Affinity, Made
+from gateway.errors import Unavailable
+
+MADE = Made("up", "gpt", "m", "internal")
+
+
+@pytest.fixture
+async def opened(tmp_path):
+    """Open the table at a time; the same file each time."""
+    made = []
+
+    def open_at(now=1_000.0):
+        made.append(Affinity(tmp_path / "state" / "responses.sqlite", clock=lambda: now))
+        return made[-1]
+
+    yield open_at
+    for one in made:
+        await one.aclose()
+
+
+async def test_an_id_is_nothing_without_its_tenant(opened):
+    """The same id may be another tenant's, and then it is another response."""
+    table = opened()
+    table.remember("a", "resp_1", MADE)
+    assert await table.find("b", "resp_1") is None
+    table.remember("b", "resp_1", Made("other", "x", "y", "public"))
+    assert await table.find("a", "resp_1") == MADE
+    table.forget("b", "resp_1")
+    assert (await table.find("b", "resp_1"), await table.find("a", "resp_1")) == (None, MADE)
+
+
+async def test_it_outlives_the_process_and_nobody_else_reads_it(opened, tmp_path):
+    """What was remembered just before the end is there after it, in a file of its owner's."""
+    table = opened()
+    table.remember("a", "resp_1", MADE)
+    await table.aclose()
+    assert await opened().find("a", "resp_1") == MADE
+    assert (tmp_path / "state" / "responses.sqlite").stat().st_mode & 0o077 == 0
+
+
+async def test_what_upstreams_have_forgotten_is_forgotten(opened):
+    """At the start, by age."""
+    table = opened(0.0)
+    table.remember("a", "resp_1", MADE)
+    await table.aclose()
+    assert await opened(KEEP_S - 1).find("a", "resp_1") == MADE
+    assert await opened(KEEP_S + 1).find("a", "resp_1") is None
+
+
+async def test_a_damaged_table_is_said(opened, tmp_path):
+    """503 for who asks, and a problem for operators when nothing can be written; the next that can be written ends it."""
+    path = tmp_path / "state" / "responses.sqlite"
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database, however long one looks at it" * 100)
+    table = opened()
+    table.remember("a", "resp_1", MADE)
+    with pytest.raises(Unavailable) as caught:
+        await table.find("a", "resp_1")
+    assert (caught.value.code, "DatabaseError" in table.problem) == ("state_unavailable", True)
+    path.unlink()
+    table.remember("a", "resp_1", MADE)
+    assert (await table.find("a", "resp_1"), table.problem) == (MADE, "")
+
+
+async def test_it_holds_no_text(opened, tmp_path):
+    """Its columns are names, ids and a time."""
+    table = opened()
+    table.remember("a", "resp_1", MADE)
+    await table.aclose()
+    with sqlite3.connect(tmp_path / "state" / "responses.sqlite") as connection:
+        rows = connection.execute("select * from responses").fetchall()
+    connection.close()
+    assert rows == [("a", "resp_1", "up", "gpt", "m", "internal", 1_000.0)]
