@@ -14,6 +14,7 @@ import click
 from gateway import __version__
 from gateway.config import CLASSES, Config, load
 from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.wire import ENDPOINTS
 
 if TYPE_CHECKING:
     from gateway.auth import KeyFile
@@ -128,7 +129,7 @@ def _missing_weights(config: Config) -> list[str]:
 @_config
 @_json
 @click.argument("body", type=click.File("rb"), default="-")
-@click.option("--endpoint", type=click.Choice(["chat/completions", "completions", "embeddings"]), default="chat/completions")
+@click.option("--endpoint", type=click.Choice(list(ENDPOINTS)), default="chat/completions")
 @click.option("--policy", default="", help="Route policy; default: the config's.")
 @click.option("--tenant", default="default", help="As if a key of this tenant asked.")
 @click.option("--key-label", default="", help="As if the key of this label asked.")

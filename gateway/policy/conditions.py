@@ -15,6 +15,7 @@ from msgspec import Struct
 from gateway.config import CAPABILITIES, CLASSES
 from gateway.errors import did_you_mean
 from gateway.facts import Facts
+from gateway.wire import ENDPOINTS
 
 Holds = Callable[[Facts], bool]
 """Whether a condition holds for one request. Called on every request: pure, and no slower than a few comparisons."""
@@ -53,7 +54,7 @@ FACTS: Mapping[str, Fact] = MappingProxyType(
 )
 
 FIXED_WORDS: Known = MappingProxyType(
-    {"endpoint": ("chat/completions", "completions", "embeddings"), "needs": CAPABILITIES},
+    {"endpoint": tuple(ENDPOINTS), "needs": CAPABILITIES},
 )
 
 UNAVAILABLE_FACTS = ("budget_left", "task", "quality", "language", "rollout")

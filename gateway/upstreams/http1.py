@@ -594,6 +594,7 @@ class Pool:
     async def _connect(self, exchange: Exchange) -> Exchange:
         connection = Connection(self, exchange)
         host = self._origin.host
+        opened = False
         try:
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
@@ -604,9 +605,13 @@ class Pool:
                 # One that was made has sent its request, though nobody could wait for its answer.
                 kind = "connect" if connection.transport is None else "no_answer"
                 raise UpstreamFailed(kind, f"cannot be reached ({_reason(error)})") from None
+            opened = True
             await exchange.head()
         except BaseException:
             exchange.close()
+            if not opened:
+                # uvloop does not say that a connection is lost whose making was cancelled.
+                self.lost(connection)
             raise
         return exchange
 

@@ -857,3 +857,23 @@ def test_a_proxy_for_the_upstream_means_httpx(monkeypatch, variables, client, ch
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert type(connect("up", OpenAIUpstream(base_url="https://api.example/v1", client=client), key="")) is chosen
+
+
+def test_a_send_cancelled_while_it_connects_leaves_nothing():
+    """The pool closes at once afterwards, on the loop that front workers run on."""
+
+    async def main():
+        pool = Pool(Origin.of(f"http://127.0.0.1:{listener.getsockname()[1]}/v1"), max_connections=8, connect_timeout_s=5)
+        for turns in range(8):
+            task = asyncio.ensure_future(pool.send(b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", b""))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(3):
+            await pool.aclose()
+
+    with socket.socket() as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        runner.run(main())
