@@ -18,7 +18,7 @@ import httpx
 
 from gateway import __version__
 from gateway.config import OpenAIUpstream, key_header, off_reason
-from gateway.errors import UpstreamFailed
+from gateway.errors import ConfigError, Problem, UpstreamFailed
 from gateway.upstreams import Call, Piece, Upstream
 from gateway.upstreams.http1 import Http1, kept
 
@@ -34,9 +34,19 @@ def connect(name: str, config: OpenAIUpstream, *, key: str) -> Upstream:
 
 def _proxied(base_url: str) -> bool:
     """Whether HTTP_PROXY, HTTPS_PROXY or ALL_PROXY (or the system's settings) apply to this URL, and NO_PROXY does not."""
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+    except ValueError:
+        return False
     proxies = getproxies()
     return bool(proxies.get(parts.scheme) or proxies.get("all")) and not proxy_bypass(parts.netloc.rpartition("@")[2])
+
+
+def _names_host(url: str) -> bool:
+    try:
+        return bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False
 
 
 class OpenAI:
@@ -54,6 +64,8 @@ class OpenAI:
         seconds = config.connect_timeout_s
         timeout = httpx.Timeout(connect=seconds, read=None, write=config.idle_timeout_s, pool=seconds)
         self._url = config.base_url.rstrip("/") + "/"
+        if not _names_host(self._url):
+            raise ConfigError([Problem(f"upstreams.{name}.base_url", "must be http(s)://HOST[:PORT]/PATH")])
         # A cookie set on one client's answer must not travel with another client's request: the jar takes none.
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
         self._client = httpx.AsyncClient(headers=headers, cookies=cookies, limits=limits, timeout=timeout, follow_redirects=False)
@@ -77,9 +89,6 @@ class OpenAI:
         except asyncio.CancelledError:
             await sending.give_up()
             raise
-        if response.status_code < 200:
-            await response.aclose()
-            raise UpstreamFailed("protocol", "sent a status that nobody asked for")
         return HttpAnswer(response)
 
     def _sent(self, task: asyncio.Future[httpx.Response]) -> None:
