@@ -78,8 +78,10 @@ class Server:
         self.open += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             await self.serve(Peer(self, reader, writer))
-        self.open -= 1
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        self.open -= 1
 
 
 @asynccontextmanager
