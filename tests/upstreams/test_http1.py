@@ -71,13 +71,15 @@ class Server:
     def __init__(self, serve):
         self.serve = serve
         self.requests = []
+        self.peers = []
         self.connections = self.open = 0
 
     async def __call__(self, reader, writer):
         self.connections += 1
         self.open += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
-            await self.serve(Peer(self, reader, writer))
+            self.peers.append(Peer(self, reader, writer))
+            await self.serve(self.peers[-1])
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
@@ -348,8 +350,10 @@ def test_whatever_comes_ends_and_harms_nobody_else(sent, cuts):
     framing=st.sampled_from([sized, chunks]),
     extra=st.one_of(st.binary(max_size=40), st.sampled_from([MARK, sized(b"evil"), b"\r\n"])),
     cuts=st.lists(st.integers(0, 200), max_size=4),
+    apart=st.booleans(),
+    turns=st.integers(0, 4),
 )
-def test_no_byte_of_one_answer_reaches_another(body, framing, extra, cuts):
+def test_no_byte_of_one_answer_reaches_another(body, framing, extra, cuts, apart, turns):  # noqa: PLR0917 - what hypothesis varies
     """What follows an answer on its connection, unasked, is never taken for the next one."""
 
     async def serve(peer):
@@ -357,7 +361,7 @@ def test_no_byte_of_one_answer_reaches_another(body, framing, extra, cuts):
             await peer.request()
             whole = framing(body) if body else sized(b"")
             try:
-                await peer.send(*split(whole + extra, cuts))
+                await peer.send(*(split(whole, cuts) + split(extra, cuts) if apart else split(whole + extra, cuts)))
             finally:
                 all_sent.set()
         while True:
@@ -368,12 +372,23 @@ def test_no_byte_of_one_answer_reaches_another(body, framing, extra, cuts):
         async with talking(serve) as (upstream, server):
             assert (await ask(upstream))[2:] == (body, None)
             await all_sent.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
             assert (await ask(upstream))[2:] == (b"mine", None)
             # Line ends alone are harmless, whether or not the connection is used again.
             assert server.connections == 2 or not extra.strip(b"\r\n")
 
     all_sent = asyncio.Event()
     asyncio.run(run())
+
+
+async def test_what_came_unasked_is_no_answer_though_nobody_has_read_it_yet():
+    """Bytes that still lie in the socket when the next request is made cost the connection, not the request."""
+    async with talking(keep_alive) as (upstream, server):
+        await ask(upstream)
+        server.peers[0].writer.write(sized(b"evil"))
+        assert (await ask(upstream))[2] == b"mark"
+        assert server.connections == 2
 
 
 # The pool.
@@ -406,6 +421,25 @@ async def test_a_stale_connection_costs_nothing_but_time():
         for _ in range(3):
             assert (await ask(upstream))[2] == b"mark"
         assert (server.connections, len(server.requests)) == (3, 5)
+
+
+async def test_a_cancellation_just_as_a_connection_turns_out_stale_leaks_nothing():
+    """The place that was kept for the second attempt is given back."""
+
+    async def serve(peer):
+        await peer.request()
+        await peer.send(MARK)
+        await peer.request()
+
+    async with talking(serve, max_connections=1) as (upstream, _):
+        for turns in range(40):
+            await ask(upstream)
+            asking = asyncio.create_task(ask(upstream))
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert upstream._pool._held == len(upstream._pool._idle)
 
 
 @pytest.mark.parametrize(
@@ -668,9 +702,9 @@ async def test_an_early_answer_to_a_large_request_is_heard():
     left = asyncio.Event()
     async with talking(serve) as (upstream, server):
         assert (await ask(upstream, b"x" * (32 << 20)))[::2] == (413, b"no")
-        left.set()
         assert (await ask(upstream))[2] == b"mark"
         assert server.connections == 2
+        left.set()
 
 
 async def test_a_gzip_bomb_comes_in_small_pieces():
