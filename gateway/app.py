@@ -1,6 +1,6 @@
 """The composition root of a front worker: every concrete part is named and joined here, and nowhere else.
 
-`python -m gateway.app --listen-fd N --control-fd M` is started by the supervisor, which sends Start and Activate first.
+`python -m gateway.app --control-fd N` is started by the supervisor, which sends Start and Activate first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import uvicorn
 import uvloop
 from litestar import Litestar, Response, asgi
 from litestar.exceptions import HTTPException
-from litestar.types import HTTPScope, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from gateway import control, frames, logs
 from gateway.affinity import Affinity
@@ -38,15 +38,24 @@ from gateway.errors import ApiError, ConfigError, InternalError, InvalidRequest,
 from gateway.health import HealthView
 from gateway.http import ops, paths
 from gateway.http.cors import Cors
+from gateway.http.door import Door
 from gateway.http.inference import Edge, request_id
 from gateway.ledger import Ledger, Record
 from gateway.local.frames import Hello, from_worker_decoder
 from gateway.logs import LogWriter
-from gateway.metrics import Metrics
+from gateway.metrics import Counts, Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
 from gateway.process import EXIT_UNUSABLE
+from gateway.responses import Store
+from gateway.responses.redis import SharedStore
+from gateway.responses.seal import Seal
+from gateway.responses.serve import Responses
+from gateway.responses.store import ResponseStore
 from gateway.tokens import Counter
+from gateway.transfers.judge import Parts
+from gateway.transfers.kept import Kept
+from gateway.transfers.uploads import Uploads
 from gateway.upstreams import Upstream
 from gateway.upstreams.echo import Echo
 from gateway.upstreams.local import LocalUpstream as Local
@@ -56,12 +65,13 @@ from gateway.upstreams.openai import connect
 class Front:
     """One front worker: its parts, what the supervisor told it last, and the tasks that keep it up to date."""
 
-    def __init__(self, start: control.Start, activate: control.Activate) -> None:
+    def __init__(self, start: control.Start, activate: control.Activate, uplink: control.Uplink) -> None:
         self.config = msgspec.json.decode(start.config, type=Config)
         self.generation = Generation.from_source(activate.source)
         self.problems: dict[str, str] = {}
-        """Why a worker process is not ready, by worker name."""
-        self.writer = _log_writer(self.config, start.segment)
+        """Why a worker process is not ready, by worker name; front workers too."""
+        self.uplink = uplink
+        self.writer = _log_writer(self.config, start.name)
         self.emit = logs.configure(self.writer, self.config.logs.level)
         self.clients = self._model_clients(start.sockets)
         self.semantic = Semantic(start.sockets["cache"], deadline_s=self.config.cache.lookup_timeout_s)
@@ -75,11 +85,21 @@ class Front:
             KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256))
         )
         self.affinity = Affinity(self.config.state_dir / "responses.sqlite")
+        self.responses = Responses(self._store(), Seal(self.config.state_dir / "compaction.key"))
+        dispatch = Dispatch(self.upstreams, self.config.upstreams, self.health)
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
-            dispatch=Dispatch(self.upstreams, self.config.upstreams, self.health),
+            dispatch=dispatch,
             cache=self.cache,
+            health=self.health,
+            affinity=self.affinity,
+            responses=self.responses,
+        )
+        transfers = Parts(
+            config=self.config,
+            generation=lambda: self.generation,
+            dispatch=dispatch,
             health=self.health,
             affinity=self.affinity,
         )
@@ -88,7 +108,11 @@ class Front:
             pipeline=self.pipeline,
             ledgers=self._ledger,
             log_problem=self.writer.healthy,
+            uploads=Uploads(transfers, spool_folder=self.config.state_dir / "spool"),
+            kept=Kept(transfers),
             max_body_bytes=self.config.server.max_body_bytes,
+            max_file_bytes=self.config.server.max_file_bytes,
+            body_timeout_s=self.config.server.body_timeout_s,
         )
         self.draining = False
 
@@ -113,6 +137,10 @@ class Front:
         shared = Shared(url, on_purged=self._forget) if url else Off()
         semantic = self.semantic if cache.enabled and cache.semantic else Off()
         return Cache(exact=Exact(cache.exact_max_bytes), shared=shared, semantic=semantic, ttl_s=cache.ttl_s)
+
+    def _store(self) -> Store:
+        url = redis_url(self.config)
+        return SharedStore(url) if url else ResponseStore(self.config.state_dir / "stored_responses.sqlite3")
 
     async def _forget(self, tenant: str | None, model: str | None, class_: str | None) -> None:
         """Another gateway purged the shared cache."""
@@ -145,7 +173,6 @@ class Front:
     def _closed(self, record: Record) -> None:
         self.metrics.observe(record)
         self.writer.closed(record)
-        self.writer.flush_soon()
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a route can serve, and what is up and why the rest is not."""
@@ -164,15 +191,21 @@ class Front:
         }
         return serving and not log_problem, state
 
-    def page(self) -> tuple[bytes, str]:
-        """The metrics page, with the state of upstreams as it is now."""
+    async def page(self) -> tuple[bytes, str]:
+        """The metrics page of all front workers. Raises Unavailable."""
+        page = await self.uplink.page()
+        return page.body, page.media
+
+    def counts(self) -> Counts:
+        """What this worker has counted, with the state of upstreams as it is now."""
         options = self.generation.catalogue.options()
         states = self.health.snapshot((option.upstream, option.model) for option in options)
+        tried = {option.upstream for option in options if states[option.name].up}
         for name in self.config.upstreams:
-            self.metrics.upstream_state(name, any(state.up for option, state in states.items() if option.startswith(f"{name}/")))
-        return self.metrics.render()
+            self.metrics.upstream_state(name, name in tried)
+        return self.metrics.counts()
 
-    def hear(self, frame: control.ToFront) -> None:
+    def hear(self, frame: control.News) -> None:
         """Something from the supervisor."""
         match frame:
             case control.Activate():
@@ -185,8 +218,6 @@ class Front:
                         local.set_problem(frame.worker.removeprefix("model:"), frame.problem)
             case control.Event():
                 self.emit(frame.name, **frame.fields)
-            case control.Start():
-                raise AssertionError("Start comes once, first")
 
     async def run(self) -> None:
         """Keep connections to the worker processes and the shared cache up until cancelled."""
@@ -203,6 +234,7 @@ class Front:
             await upstream.aclose()
         await self.cache.aclose()
         await self.affinity.aclose()
+        await self.responses.aclose()
         await asyncio.to_thread(self.writer.close)
 
 
@@ -226,8 +258,8 @@ def _log_writer(config: Config, segment: str) -> LogWriter:
     )
 
 
-def create_app(front: Front) -> Litestar:
-    """The Litestar application: raw hot routes, ordinary handlers for the rest, every failure in OpenAI's envelope."""
+def create_app(front: Front) -> ASGIApp:
+    """The application: raw hot routes, ordinary handlers for the rest, every failure in OpenAI's envelope."""
     handlers: list[Any] = [_hot_route(front.edge), *(_mounted(front.edge, prefix) for prefix in paths.MOUNTS)]
     handlers += ops.routes(
         config=front.config,
@@ -252,17 +284,19 @@ def create_app(front: Front) -> Litestar:
     def crashed(_request: Any, error: Exception) -> Response[bytes]:
         id_ = request_id()
         front.emit("request.crashed", request_id=id_, fault=type(error).__name__, place=logs.place_of(error))
-        return _envelope(InternalError(f"The gateway failed on this request; its log has the place under {id_}."))
+        said = f"The gateway failed on this request; its log has the place under {id_}."
+        return _envelope(InternalError(said), id_)
 
-    return Litestar(
+    app = Litestar(
         route_handlers=handlers,
         lifespan=[lifespan],
-        after_request=_named,
         openapi_config=None,
         exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: crashed},
         logging_config=None,
         request_max_body_size=1024 * 1024,
     )
+    origins = front.config.server.cors_origins
+    return Door(Cors(app, origins) if origins else app)
 
 
 def _hot_route(edge: Edge) -> Any:
@@ -284,14 +318,8 @@ def _mounted(edge: Edge, prefix: str) -> Any:
     return handle
 
 
-def _named(response: Response[Any]) -> Response[Any]:
-    """Every answer has an id under which its asker can speak of it."""
-    response.headers.setdefault("x-request-id", request_id())
-    return response
-
-
-def _envelope(error: ApiError) -> Response[bytes]:
-    headers = {**dict(error.headers()), "x-request-id": request_id()}
+def _envelope(error: ApiError, id_: str | None = None) -> Response[bytes]:
+    headers = dict(error.headers()) | ({"x-request-id": id_} if id_ else {})
     return Response(error.body(), status_code=error.status, media_type="application/json", headers=headers)
 
 
@@ -318,11 +346,12 @@ def _http_error(request: Any, error: HTTPException) -> Response[bytes]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that leaves signals to us and says when it serves."""
+    """uvicorn that leaves signals to us, says when it serves, and takes the connections of a neighbour that cannot."""
 
     def __init__(self, config: uvicorn.Config, on_serving: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_serving = on_serving
+        self._covered: dict[str, asyncio.Server] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -330,22 +359,41 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_serving()
 
+    async def cover(self, name: str, listener: socket.socket) -> None:
+        """Take connections from this neighbour's listener too, until `uncover`."""
+        if name not in self._covered and not self.should_exit:
+            loop = asyncio.get_running_loop()
+            backlog = self.config.backlog
+            self._covered[name] = await loop.create_server(self._protocol, sock=listener.dup(), backlog=backlog)
+            self.servers.append(self._covered[name])
+
+    def uncover(self, name: str) -> None:
+        """The neighbour takes its connections itself; those taken for it stay here to their end."""
+        if (server := self._covered.pop(name, None)) is not None:
+            self.servers.remove(server)
+            server.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn itself makes it
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are ours: SIGTERM also turns /ready."""
         yield
 
 
-async def serve(listen_fd: int, control_fd: int) -> None:
+async def serve(control_fd: int) -> None:
     """Run one front worker until SIGTERM or the supervisor's end."""
     reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=control_fd))
-    decoder = control.to_front_decoder()
-    start, activate = await frames.read(reader, decoder), await frames.read(reader, decoder)
-    if not isinstance(start, control.Start) or not isinstance(activate, control.Activate):
-        raise SystemExit("the supervisor left before it said what to serve")
-    front = Front(start, activate)
+    uplink = control.Uplink(reader, writer)
+    start, activate = await uplink.begin()
+    front = Front(start, activate, uplink)
+    listeners = {name: socket.socket(fileno=fd) for name, fd in start.listeners.items()}
+    own = listeners.pop(start.name)
     config = uvicorn.Config(
-        Cors(create_app(front), front.config.server.cors_origins) if front.config.server.cors_origins else create_app(front),
+        create_app(front),
         loop="uvloop",
         http="httptools",
         lifespan="on",
@@ -355,36 +403,51 @@ async def serve(listen_fd: int, control_fd: int) -> None:
         date_header=False,
         timeout_graceful_shutdown=max(1, round(front.config.server.drain_s)),
     )
-    server = _Server(config, on_serving=lambda: writer.write(frames.encode(control.Serving())))
+    tasks: list[asyncio.Task[None]] = []
 
-    def stop() -> None:
-        front.draining = True
-        server.should_exit = True
+    async def hear(frame: control.News) -> None:
+        front.hear(frame)
+        match frame:
+            case control.WorkerNews(worker, "") if worker in listeners:
+                server.uncover(worker)
+            case control.WorkerNews(worker) if worker in listeners:
+                with suppress(OSError):  # no file descriptor to spare: the neighbour's connections wait for it
+                    await server.cover(worker, listeners[worker])
 
     async def listen_to_supervisor() -> None:
-        with suppress(WorkerGone):
-            while (frame := await frames.read(reader, decoder)) is not None:
-                front.hear(frame)
-        stop()
+        try:
+            await uplink.listen(hear, front.counts)
+        finally:
+            stop()
 
+    def serving() -> None:
+        uplink.say("")
+        tasks.append(asyncio.create_task(listen_to_supervisor()))
+
+    def stop() -> None:
+        front.draining = server.should_exit = True
+        uplink.say("finishes its requests, then starts anew; the other front workers take its new connections")
+
+    server = _Server(config, on_serving=serving)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    listening: Awaitable[None] = asyncio.create_task(listen_to_supervisor())
-    with socket.socket(fileno=listen_fd) as sock:
-        await server.serve(sockets=[sock])
-    del listening
+    with own:
+        await server.serve(sockets=[own])
+    await asyncio.gather(*(task for task in tasks if task.done()))
+    await uplink.leave(front.counts())
 
 
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="python -m gateway.app", description="A front worker; started by `gateway serve`.")
-    parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     options = parser.parse_args()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(options.listen_fd, options.control_fd))
+            runner.run(serve(options.control_fd))
+    except WorkerGone as error:
+        raise SystemExit(str(error)) from None
     except ConfigError as error:
         sys.stderr.write("".join(f"gateway: {problem}\n" for problem in error.problems))
         sys.exit(EXIT_UNUSABLE)

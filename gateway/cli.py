@@ -12,42 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway import __version__
-from gateway.config import CLASSES, Config, load
+from gateway.config import CLASSES, Config
 from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.policy_cli import load_policies, policy
+from gateway.terminal import load_config, show, with_config, with_json
 from gateway.wire import ENDPOINTS
 
 if TYPE_CHECKING:
     from gateway.auth import KeyFile
+    from gateway.explain import Explanation
     from gateway.policy.generation import Generation
-
-_config = click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="GATEWAY_CONFIG",
-    show_envvar=True,
-    help="The config file. Default: config.toml, or config.example.toml where there is none.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-
-
-def _load(path: Path | None) -> Config:
-    if path is None:
-        path = Path("config.toml")
-        path = path if path.exists() else Path("config.example.toml")
-    if not path.exists():
-        message = "there is no such file; name one with --config, or run in a folder that has config.toml"
-        raise ConfigError([Problem(str(path), message)])
-    return load(path)
-
-
-def _print(value: Any) -> None:
-    """A rich renderable, as wide as the terminal; unstyled when it goes to a file or another program."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,16 +35,16 @@ def cli() -> None:
 
 
 @cli.command()
-@_config
+@with_config
 def serve(path: Path | None) -> None:
     """Run the gateway in the foreground, until SIGTERM or Ctrl-C."""
     from gateway.supervisor import serve as run
 
-    sys.exit(run(_load(path)))
+    sys.exit(run(load_config(path)))
 
 
 @cli.command()
-@_config
+@with_config
 def check(path: Path | None) -> None:
     """Check the config, the policies and their tests, without starting anything.
 
@@ -80,7 +54,7 @@ def check(path: Path | None) -> None:
     from gateway.config import off_reason, redis_url
     from gateway.policy.proof import run_tests, untouched
 
-    config = _load(path)
+    config = load_config(path)
     problems: list[Problem] = []
     generation: Generation | None = None
     for step in (configured_keys, redis_url, lambda found: KeyFile(found.state_dir / "keys.json").read()):
@@ -89,7 +63,7 @@ def check(path: Path | None) -> None:
         except ConfigError as error:
             problems += error.problems
     try:
-        generation = _generation(config)
+        generation = load_policies(config)
     except ConfigError as error:
         problems += error.problems
     notes: list[str] = []
@@ -113,12 +87,6 @@ def check(path: Path | None) -> None:
     click.echo("ok")
 
 
-def _generation(config: Config) -> Generation:
-    from gateway.policy.generation import load as load_policies
-
-    return load_policies(config, config.policies_folder)
-
-
 def _missing_weights(config: Config) -> list[str]:
     from gateway.weights import missing
 
@@ -126,9 +94,9 @@ def _missing_weights(config: Config) -> list[str]:
 
 
 @cli.command()
-@_config
-@_json
-@click.argument("body", type=click.File("rb"), default="-")
+@with_config
+@with_json
+@click.argument("asked", metavar="REQUEST_ID|FILE|-", default="-")
 @click.option("--endpoint", type=click.Choice(list(ENDPOINTS)), default="chat/completions")
 @click.option("--policy", default="", help="Route policy; default: the config's.")
 @click.option("--tenant", default="default", help="As if a key of this tenant asked.")
@@ -137,7 +105,7 @@ def _missing_weights(config: Config) -> list[str]:
 def explain(
     path: Path | None,
     as_json: bool,
-    body: Any,
+    asked: str,
     endpoint: str,
     policy: str,
     tenant: str,
@@ -146,25 +114,59 @@ def explain(
 ) -> None:
     """Show where a request would go and why: every candidate, what removed it, and the order. Calls nobody.
 
-    BODY is a file with the JSON body of a request, or - for standard input:
+    A REQUEST_ID (the answer's x-request-id) is looked up in the log and explained by the policies that were in force then.
+    FILE is the JSON body of a request, or - for standard input:
 
         echo '{"model":"auto","messages":[{"role":"user","content":"hi"}]}' | gateway explain -
     """
+    config = load_config(path)
+    if asked.startswith("req_") and not Path(asked).exists():
+        explanation = _explained_before(config, asked)
+    else:
+        with click.open_file(asked, "rb") as file:
+            body = file.read()
+        explanation = _explained_now(
+            config, body, endpoint=endpoint, policy=policy, tenant=tenant, key_label=key_label, class_=class_
+        )
+    if as_json:
+        click.echo(json.dumps(explanation.as_json(), indent=1))
+    else:
+        show(explanation.render())
+
+
+def _explained_before(config: Config, request_id: str) -> Explanation:
+    from gateway import stats
+    from gateway.explain import from_log
+    from gateway.policy.store import Store
+
+    folder = _log_folder(config)
+    lines, _ = stats.show(folder, request_id)
+    if not lines:
+        raise ConfigError([Problem(str(folder), f"no line has the request id {request_id}")])
+
+    return from_log(lines, Store(config.state_dir / "policies").open)
+
+
+def _explained_now(
+    config: Config, body: bytes, *, endpoint: str, policy: str, tenant: str, key_label: str, class_: str
+) -> Explanation:
+    from msgspec.structs import replace
+
     from gateway import facts, wire
     from gateway.config import off_reason
     from gateway.errors import NotFound, did_you_mean
     from gateway.explain import explain as explain_
     from gateway.policy.decision import Health
+    from gateway.responses.serve import NOTHING, ways
 
-    config = _load(path)
-    generation = _generation(config)
+    generation = load_policies(config)
     policy = policy or config.policies.default
     if policy not in generation.policies:
         raise NotFound(f'there is no policy "{policy}"{did_you_mean(policy, generation.policies)}')
-    request = wire.read(endpoint, body.read())
+    request = wire.read(endpoint, body)
     if request.model not in config.models:
         raise NotFound(f'there is no model "{ascii(request.model)[1:-1]}"{did_you_mean(request.model, config.models)}')
-    found = facts.judge(
+    judged = facts.judge(
         request,
         classes=generation.classes,
         max_scan_chars=config.server.max_scan_chars,
@@ -175,6 +177,7 @@ def explain(
         seed="explain",
         now=time.time(),
     )
+    found = replace(judged, via_chat=ways(request, NOTHING).via_chat)
     health = {}
     for option in generation.catalogue.options():
         reason = off_reason(config.upstreams[option.upstream])
@@ -184,11 +187,7 @@ def explain(
 
             reason = missing(config, option.model)
         health[option.name] = Health(up=reason is None, off=off, reason=reason or "")
-    explanation = explain_(generation, policy, found, health)
-    if as_json:
-        click.echo(json.dumps(explanation.as_json(), indent=1))
-    else:
-        _print(explanation.render())
+    return explain_(generation, policy, found, health)
 
 
 @cli.group()
@@ -199,12 +198,12 @@ def keys() -> None:
 def _key_file(path: Path | None) -> tuple[Config, KeyFile]:
     from gateway.auth import KeyFile
 
-    config = _load(path)
+    config = load_config(path)
     return config, KeyFile(config.state_dir / "keys.json")
 
 
 @keys.command("new")
-@_config
+@with_config
 @click.argument("label")
 @click.option("--tenant", default="default", show_default=True, help="Answers are cached and limited by tenant.")
 @click.option(
@@ -235,7 +234,7 @@ def keys_new(
 def _known_policies(config: Config, names: list[str]) -> None:
     from gateway.errors import did_you_mean
 
-    known = _generation(config).policies
+    known = load_policies(config).policies
     for name in names:
         if name and name not in known:
             place = str(config.policies_folder)
@@ -243,8 +242,8 @@ def _known_policies(config: Config, names: list[str]) -> None:
 
 
 @keys.command("list")
-@_config
-@_json
+@with_config
+@with_json
 def keys_list(path: Path | None, as_json: bool) -> None:
     """List the keys, without their secrets."""
     from rich.table import Table
@@ -269,11 +268,11 @@ def keys_list(path: Path | None, as_json: bool) -> None:
     table = Table("id", "label", "tenant", "scopes", "policy", "class floor", "created (UTC)", "state", box=None)
     for row in rows:
         table.add_row(*row.values())
-    _print(table if rows else "There are no keys; make one: gateway keys new LABEL")
+    show(table if rows else "There are no keys; make one: gateway keys new LABEL")
 
 
 @keys.command("revoke")
-@_config
+@with_config
 @click.argument("label")
 def keys_revoke(path: Path | None, label: str) -> None:
     """Revoke a key by its label or id. A running gateway refuses it from its next request on."""
@@ -292,13 +291,13 @@ def logs() -> None:
 
 
 @logs.command("show")
-@_config
+@with_config
 @click.argument("request_id")
 def logs_show(path: Path | None, request_id: str) -> None:
     """Print every line of one request, in order. REQUEST_ID is the answer's x-request-id."""
     from gateway import stats
 
-    folder = _log_folder(path)
+    folder = _log_folder(load_config(path))
     lines, damaged = stats.show(folder, request_id)
     for line in lines:
         click.echo(json.dumps(line, ensure_ascii=False))
@@ -308,7 +307,7 @@ def logs_show(path: Path | None, request_id: str) -> None:
 
 
 @logs.command("tail")
-@_config
+@with_config
 @click.option("--follow", "-f", is_flag=True, help="Go on with every new line, until Ctrl-C.")
 @click.option("--event", default="", help="Only lines of this event; a first word takes all of its kind: cache, upstream.")
 @click.option("--request", "request_id", default="", help="Only lines of this request.")
@@ -321,11 +320,12 @@ def logs_tail(path: Path | None, follow: bool, event: str, request_id: str, line
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 
-    _tell_damaged(stats.tail(_log_folder(path), out=out, follow=follow, event=event, request_id=request_id, last=lines))
+    _tell_damaged(
+        stats.tail(_log_folder(load_config(path)), out=out, follow=follow, event=event, request_id=request_id, last=lines)
+    )
 
 
-def _log_folder(path: Path | None) -> Path:
-    config = _load(path)
+def _log_folder(config: Config) -> Path:
     folder = config.logs_folder
     if not folder.is_dir():
         where = "the log goes to standard output" if config.logs.stdout else "nothing was logged yet"
@@ -342,8 +342,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @cli.command()
-@_config
-@_json
+@with_config
+@with_json
 @click.option("--since", default="24h", show_default=True, help="How far back: 90s, 15m, 24h, 7d.")
 def stats(path: Path | None, as_json: bool, since: str) -> None:
     """Latency percentiles, tokens, errors, cache and cost by route, from the logs."""
@@ -351,11 +351,11 @@ def stats(path: Path | None, as_json: bool, since: str) -> None:
 
     if not since[:-1].isdigit() or since[-1:] not in _UNITS:
         raise click.BadParameter("give a number and one of s, m, h, d: 15m", param_hint="--since")
-    summary = stats_.summarise(_log_folder(path), int(since[:-1]) * _UNITS[since[-1]])
+    summary = stats_.summarise(_log_folder(load_config(path)), int(since[:-1]) * _UNITS[since[-1]])
     if as_json:
         click.echo(stats_.as_json(summary))
     else:
-        _print(stats_.render(summary))
+        show(stats_.render(summary))
 
 
 @cli.group()
@@ -364,14 +364,14 @@ def models() -> None:
 
 
 @models.command("pull")
-@_config
+@with_config
 @click.argument("names", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Make them again even if they are there.")
 def models_pull(path: Path | None, names: tuple[str, ...], force: bool) -> None:
     """Bring the weights of NAMES: download, check their hashes, convert once. What is there and whole is left alone."""
     from gateway.weights import pull
 
-    root = _load(path).state_dir / "models"
+    root = load_config(path).state_dir / "models"
     for name in names:
         began = time.monotonic()
 
@@ -383,25 +383,25 @@ def models_pull(path: Path | None, names: tuple[str, ...], force: bool) -> None:
 
 
 @models.command("list")
-@_config
+@with_config
 def models_list(path: Path | None) -> None:
     """Public model names, who serves them, and whether local weights are there."""
     from rich.table import Table
 
     from gateway.weights import RECIPES, missing
 
-    config = _load(path)
+    config = load_config(path)
     table = Table("model", "served by", "state", box=None)
     for name in config.models:
         for candidate in config.candidates(name):
             reason = missing(config, candidate.model) if candidate.model in config.local_models else None
             table.add_row(name, f"{candidate.upstream}/{candidate.model}", reason or "configured")
-    _print(table)
+    show(table)
     click.echo(f"weights that can be pulled: {', '.join(RECIPES)}")
 
 
 @cli.command()
-@_config
+@with_config
 @click.option("--tenant", help="Only answers given to this tenant.")
 @click.option("--model", help="Only answers of this public model name.")
 @click.option("--class", "class_", type=click.Choice(CLASSES), help="Only answers to requests of this class.")
@@ -412,7 +412,9 @@ def purge(path: Path | None, tenant: str | None, model: str | None, class_: str 
     if not everything and not (tenant or model or class_):
         raise click.UsageError("say which answers: --tenant, --model, --class, or --all")
     asked = {"tenant": tenant, "model": model, "class": class_, "dry_run": dry_run}
-    said = _ask_server(_load(path), "/v1/gateway/purge", {name: value for name, value in asked.items() if value is not None})
+    said = _ask_server(
+        load_config(path), "/v1/gateway/purge", {name: value for name, value in asked.items() if value is not None}
+    )
     click.echo(f"{said['purged']} stored copies {'would be ' if dry_run else ''}purged")
 
 
@@ -434,38 +436,60 @@ def _ask_server(config: Config, path: str, body: dict[str, Any]) -> Any:
     return answer
 
 
-@cli.group()
-def policy() -> None:
-    """Policy files."""
+@cli.command()
+@with_config
+@with_json
+@click.argument("url", default="")
+@click.option("--key", envvar="OPENAI_API_KEY", show_envvar=True, help="With URL: the key to ask with.")
+@click.option("--model", help="With URL: the model to ask; its upstream answers up to 120 short requests.")
+@click.option("--secs", type=click.FloatRange(0.1, 600), default=3.0, show_default=True, help="How long each step measures.")
+def bench(path: Path | None, as_json: bool, url: str, key: str | None, model: str | None, secs: float) -> None:
+    """Measure what the gateway adds to a request, a stream and a token, on this machine.
 
+    Without URL a gateway with everything on and an upstream are started in a temporary folder, and both end with the run. With
+    URL, one that runs already is asked a few short questions; it is named by --config where its CPU is to be shown too.
+    """
+    import signal
 
-@policy.command("apply")
-@_config
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def policy_apply(path: Path | None, yes: bool) -> None:
-    """Let the policy folder come into force as it is, even where it loses limits. A running gateway takes it within a second."""
-    from gateway.policy.generation import lost
-    from gateway.policy.store import Store
+    import msgspec
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    config = _load(path)
-    generation = _generation(config)
-    store = Store(config.state_dir / "policies")
-    try:
-        active = store.active()
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        losses = ["what was in force cannot be read, so nothing can be compared"]
+    from gateway.bench import measure
+
+    if url and not model:
+        raise click.UsageError("say which model to ask: --model")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with us
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    steps = measure.URL_STEPS if url else measure.OWN_STEPS
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=len(steps), completed=-1)
+
+        def progress(step: str) -> None:
+            shown.update(task, advance=1, description=step)
+
+        if url:
+            state_dir = _state_dir(path)
+            report = measure.measure_url(url, key=key or "", model=model or "", secs=secs, state_dir=state_dir, progress=progress)
+        else:
+            report = measure.measure_own(secs, progress)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1))
     else:
-        if active is not None and active.hash == generation.hash:
-            click.echo(f"policies @{generation.hash} are in force already")
-            return
-        losses = lost(active, generation) if active else []
-    for loss in losses:
-        click.echo(f"loses {loss}")
-    if losses and not yes:
-        click.confirm(f"Let policies @{generation.hash} come into force?", abort=True)
-    store.approve(generation)
-    click.echo(f"policies @{generation.hash} are approved")
+        show(measure.render(report))
+
+
+def _state_dir(path: Path | None) -> Path | None:
+    """The state folder of the config at hand, if there is one: a running gateway's process is found there."""
+    try:
+        return load_config(path).state_dir
+    except ConfigError:
+        if path is not None:
+            raise
+        return None
+
+
+cli.add_command(policy)
 
 
 def main() -> None:

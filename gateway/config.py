@@ -29,12 +29,14 @@ Price = Annotated[float, Meta(ge=0)]
 
 CHAT_CAPABILITIES = ("chat", "tools", "images", "audio", "files", "json", "logprobs", "n")
 ENDPOINT_CAPABILITIES = (
-    "completions", "embeddings", "responses", "messages", "moderations", "images/generations", "audio/speech",
+    "completions", "embeddings", "responses", "messages", "moderations", "images/generations", "images/edits",
+    "images/variations", "audio/speech", "audio/transcriptions", "audio/translations", "batches",
 )  # fmt: skip
 CAPABILITIES = (*CHAT_CAPABILITIES, *ENDPOINT_CAPABILITIES)
 Capability = Literal[
     "chat", "tools", "images", "audio", "files", "json", "logprobs", "n",
-    "completions", "embeddings", "responses", "messages", "moderations", "images/generations", "audio/speech",
+    "completions", "embeddings", "responses", "messages", "moderations", "images/generations", "images/edits",
+    "images/variations", "audio/speech", "audio/transcriptions", "audio/translations", "batches",
 ]  # fmt: skip
 """What a request may need of a model: its endpoint, and the fields that not every model can serve."""
 
@@ -45,14 +47,18 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: str = "127.0.0.1"
     """Address to listen on. Another than loopback needs `behind_tls_proxy`."""
     port: Port = 8080
-    workers: Annotated[int, Meta(ge=1, le=1)] = 1
-    """Front workers. Only 1 for now."""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Front workers, each on one core at most. More than one needs Redis."""
     state_dir: str = ".gateway"
     """Folder for keys, weights, cache, logs and archived policies; relative to the config file."""
     behind_tls_proxy: bool = False
     """Say true when a proxy in front ends TLS; without it a public address is refused."""
     max_body_bytes: Positive = 32 * 1024 * 1024
     """Largest request body; above it the answer is 413."""
+    max_file_bytes: Positive = 512 * 1024 * 1024
+    """Largest upload (files, sound, images), which is sent on while it comes in; above it the answer is 413."""
+    body_timeout_s: Seconds = 60.0
+    """Longest silence inside a request body; then the answer is 408, and the connection is closed."""
     max_scan_chars: Positive = 4_000_000
     """Text beyond this many characters is not scanned and makes the request `restricted`."""
     drain_s: Seconds = 30.0
@@ -202,7 +208,7 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     lookup_timeout_s: Seconds = 0.25
     """A semantic look-up that takes longer is a miss."""
     redis_url_env: str = ""
-    """Environment variable with a redis:// URL: exact answers are then shared between gateways. Empty: not shared."""
+    """Environment variable with a redis:// URL: equal requests then share answers across workers and gateways. Empty: not."""
 
 
 class Logs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -211,7 +217,7 @@ class Logs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     folder: str = ""
     """Empty: `logs` in the state folder."""
     stdout: bool = False
-    """Write lines to standard output instead of files."""
+    """Write lines to standard output instead of files. With one front worker only."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     rotate_bytes: Positive = 64 * 1024 * 1024
     keep_files: Positive = 32
@@ -384,7 +390,21 @@ def _server_problems(file: TomlFile, config: Config) -> list[Problem]:
     wrong = [origin for origin in config.server.cors_origins if not _ORIGIN.fullmatch(origin)]
     message = 'must be "*" or scheme://host[:port], in small letters and without a path: {}'
     problems = [file.problem(("server", "cors_origins"), message.format(ascii(origin))) for origin in wrong]
-    return problems + _address_problems(file, config)
+    return problems + _address_problems(file, config) + _worker_problems(file, config)
+
+
+def _worker_problems(file: TomlFile, config: Config) -> list[Problem]:
+    count, problems = config.server.workers, []
+    if count > 1 and not config.cache.redis_url_env:
+        message = (
+            f"{count} front workers need Redis, through which they share answers and purges. "
+            "Name the environment variable that holds its URL in cache.redis_url_env, or set workers = 1"
+        )
+        problems.append(file.problem(("server", "workers"), message))
+    if count > 1 and config.logs.stdout:
+        message = "the lines of several front workers would mix on standard output; set it to false, or server.workers = 1"
+        problems.append(file.problem(("logs", "stdout"), message))
+    return problems
 
 
 def _address_problems(file: TomlFile, config: Config) -> list[Problem]:
@@ -455,4 +475,7 @@ def redis_url(config: Config) -> str:
     url = os.environ.get(name, "")
     if not url:
         raise ConfigError([Problem(f"{config.path}: cache.redis_url_env", f"{name} is not set; export it, or empty the setting")])
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        message = f"{name} holds no address of a Redis; it must begin with redis://, rediss:// or unix://"
+        raise ConfigError([Problem(f"{config.path}: cache.redis_url_env", message)])
     return url

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway import sse, stream
 from gateway.errors import ApiError
@@ -334,6 +335,19 @@ class Typed:
         return error.body()
 
 
+class Transcript(Typed):
+    """What was said in a recording: a JSON object with `text`, or the text itself (`response_format` text, srt, vtt)."""
+
+    def whole(self, body: bytes) -> Whole | None:
+        """See `Dialect.whole`. A page of HTML is no transcript."""
+        answer = _object(body)
+        if answer is not None:
+            found = super().whole(body)
+            return replace(found, texts=_one(0, _text(answer.get("text")))) if found is not None else None
+        text = body.decode("utf-8", "replace")
+        return None if not text.strip() or text.lstrip().startswith("<") else Whole(texts=_one(0, text))
+
+
 def _typed_error(event: dict[str, Any]) -> Any:
     """The error of a typed event, or None. An API that only half speaks the dialect may send the chat's error shape."""
     match event.get("type"):
@@ -523,7 +537,12 @@ _DIALECTS: Mapping[str, Dialect] = MappingProxyType(
         "messages": _MESSAGES,
         "messages/count_tokens": _MESSAGES,
         "images/generations": Typed("image_generation.completed", last=False),
+        "images/edits": Typed("image_edit.completed", last=False),
         "audio/speech": Typed("speech.audio.done", raw=True),
+        "audio/transcriptions": Transcript("transcript.text.done"),
+        "audio/translations": Transcript("transcript.text.done"),
+        "files/content": Typed(raw=True, bills=False),
+        **dict.fromkeys(("batches", "batches/retrieve", "batches/cancel"), Typed(bills=False)),
     }
 )
 

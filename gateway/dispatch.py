@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway import dialects, sse
 from gateway.config import UpstreamConfig
@@ -32,7 +35,7 @@ from gateway.errors import (
 from gateway.health import HealthView
 from gateway.ledger import Ledger
 from gateway.policy.decision import Decision, Option
-from gateway.upstreams import Answer, Call, Piece, Upstream
+from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """A whole (not streamed) answer above this is refused."""
@@ -42,6 +45,8 @@ LOOP_BYTES = 256 * 1024
 """A whole answer above this is read on a thread, so that the loop stays free."""
 END_GRACE_S = 1.0
 """How long an upstream may take to close its stream after the end mark; then it is closed for it."""
+FIRST_BACKOFF_S = 0.2
+LONGEST_BACKOFF_S = 5.0
 LONGEST_RETRY_AFTER_S = 86_400.0
 """An upstream that asks for more is taken to have asked for this."""
 
@@ -67,6 +72,7 @@ FALLBACK: dict[str, Row] = {
     "in_band": Row(False, True, True, "a 200 whose first event, or whole body, was an error"),
     "protocol": Row(False, True, True, "an answer that is not one: a redirect, HTML, an empty or endless body"),
     "overloaded": Row(False, True, False, "its queue or connection pool is full"),
+    "probed": Row(False, True, False, "its breaker was open, and another request finds out now whether it is back"),
 }
 """By `UpstreamFailed.kind`. A failure after the first event is never retried: the client gets it as an error event."""
 
@@ -88,6 +94,60 @@ def status_row(status: int) -> Row:
     return Row(False, False, False, "the request's own fault: relayed")
 
 
+class Patience:
+    """How long the pieces of one answer may take: each, and all together. One timer for all of them, not one for each."""
+
+    def __init__(self, *, idle_s: float, total_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle_s = idle_s
+        self._ends_at = self._loop.time() + total_s
+        self._since = 0.0
+        self._reader: asyncio.Task[Any] | None = None
+        """Who waits for a piece now."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._late = ""
+
+    async def wait(self, piece: Awaitable[Piece]) -> Piece:
+        """The next piece. Raises UpstreamFailed when it takes too long, StopAsyncIteration at the end."""
+        reader = self._reader = asyncio.current_task()
+        cancelling = reader.cancelling() if reader is not None else 0
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due(), self._look)
+        try:
+            return await piece
+        except asyncio.CancelledError:
+            if self._late and reader is not None and reader.uncancel() <= cancelling:
+                raise UpstreamFailed("timeout", self._late) from None
+            raise
+        finally:
+            self._reader = None
+
+    def hurry(self, seconds: float) -> None:
+        """From now on everything may take this long in all."""
+        self._ends_at = min(self._ends_at, self._loop.time() + seconds)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._look)
+
+    def end(self) -> None:
+        """Nobody will wait any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _due(self) -> float:
+        return min(self._since + self._idle_s, self._ends_at)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if self._reader is None or now < self._due():
+            # While nobody waits (the client is slow), the upstream is not late; whoever comes next finds a timer again.
+            self._timer = self._loop.call_at(self._due(), self._look) if self._reader is not None else None
+            return
+        self._late = "took too long in all" if now >= self._ends_at else f"sent nothing for {self._idle_s:.3g} s"
+        self._reader.cancel()
+
+
 class Opened:
     """An answer whose first event (stream) or whole body has been seen, and that is not an error."""
 
@@ -107,13 +167,12 @@ class Opened:
         """What `body` says, unless it is an error's."""
         self.tokens: list[Piece] = []
         """Of a whole body: the pieces whose text and tokens its source knew."""
-        self.first: list[Piece] = []
+        self.first: deque[Piece] = deque()
         """Of a stream: what has been read to see the first event; it goes to the client first."""
         self._wants_stream = call.stream
         self._answer = answer
         self._pieces = aiter(answer)
-        self._idle_timeout_s = config.idle_timeout_s
-        self._ends_at = time.monotonic() + config.total_timeout_s
+        self._patience = Patience(idle_s=config.idle_timeout_s, total_s=config.total_timeout_s)
         self._health = health
         self._closed = False
 
@@ -178,29 +237,18 @@ class Opened:
             raise in_band(self.whole.error, "answered 200 with an error")
         self._health.answered(self.option.name)
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    def __aiter__(self) -> Opened:
         """The stream from its very first byte. Raises UpstreamFailed when it is cut, silent or endless."""
-        for piece in self.first:
-            yield piece
-        while True:
-            try:
-                piece = await self._next()
-            except StopAsyncIteration:
-                return
-            yield piece
+        return self
 
-    async def _next(self) -> Piece:
-        left_s = self._ends_at - time.monotonic()
-        try:
-            async with asyncio.timeout(max(min(self._idle_timeout_s, left_s), 0.001)):
-                return await anext(self._pieces)
-        except TimeoutError:
-            said = "took too long in all" if left_s < self._idle_timeout_s else f"sent nothing for {self._idle_timeout_s:.3g} s"
-            raise UpstreamFailed("timeout", said) from None
+    async def __anext__(self) -> Piece:
+        if self.first:
+            return self.first.popleft()
+        return await self._patience.wait(anext(self._pieces))
 
     def hurry(self) -> None:
         """The end mark has come: what follows is the end of the connection's message, or not worth waiting for."""
-        self._ends_at = min(self._ends_at, time.monotonic() + END_GRACE_S)
+        self._patience.hurry(END_GRACE_S)
 
     def ended(self, failure: UpstreamFailed | None) -> None:
         """The stream came to its end, good or bad: what whoever read it tells of the upstream's health."""
@@ -209,11 +257,17 @@ class Opened:
         else:
             self._health.failed(self.option.name, str(failure))
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of it is open any more."""
+        return self._closed
+
     async def aclose(self) -> None:
         """Close the upstream's answer; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
+        self._patience.end()
         try:
             await self._answer.aclose()
             if isinstance(self._pieces, AsyncGenerator):
@@ -239,10 +293,21 @@ def in_band(error: Any, message: str) -> UpstreamFailed:
 class Dispatch:
     """The upstreams of one front worker, tried as a decision says."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], configs: Mapping[str, UpstreamConfig], health: HealthView) -> None:
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        configs: Mapping[str, UpstreamConfig],
+        health: HealthView,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`sleep` takes seconds; `draw` gives a number from 0 up to 1, for the back-off."""
         self._upstreams = upstreams
         self._configs = configs
         self._health = health
+        self._sleep = sleep
+        self._draw = draw
 
     async def open(self, decision: Decision, prepare: Callable[[Option], Awaitable[Call]], ledger: Ledger) -> Opened:
         """The first candidate's answer that begins well. Raises the ApiError of the last failure when none does."""
@@ -254,33 +319,56 @@ class Dispatch:
             for attempt in range(1 + self._configs[option.upstream].retries):
                 if option.name not in allowed:
                     raise AssertionError("an upstream outside the decision's set")
-                if attempt and deadline is not None and time.monotonic() >= deadline:
-                    raise last
+                if attempt and not await self._backed_off(attempt, deadline):
+                    break
                 ledger.sent()
                 ledger.note(tried=(*_tried(ledger), option.name))
+                spent = False
                 try:
-                    opened = await self._attempt(option, await prepare(option), deadline)
+                    call = await prepare(option)
+                    try:
+                        opened = await self._attempt(option, call, deadline)
+                    finally:
+                        # A body of which a part has left cannot be sent again, to nobody.
+                        spent = call.upload is not None and call.upload.spent
                 except ApiError as error:
                     # This upstream cannot do what the body asks; another candidate may.
                     kind = "unsupported" if isinstance(error, InvalidRequest) else "unavailable"
                     ledger.event("upstream.failed", upstream=option.name, kind=kind, attempt=attempt, param=error.param)
-                    last = error
+                    if spent:
+                        raise
+                    last = error.with_traceback(None)
                     break
                 except UpstreamFailed as failure:
                     row = self._learn(option, failure)
                     ledger.event("upstream.failed", upstream=option.name, kind=failure.kind, status=failure.status,
                                  attempt=attempt, message=str(failure))  # fmt: skip
+                    if not row.fall_back or spent:
+                        raise client_error(option, failure) from None
                     last = client_error(option, failure)
-                    if not row.fall_back:
-                        raise last from None
-                    if not row.retry:
+                    if not row.retry or failure.retry_after_s is not None:
                         break
                 else:
                     ledger.note(route=option.name, source="local" if option.zone == "local" else "external")
                     return opened
             if deadline is not None and time.monotonic() >= deadline:
                 break
-        raise last
+        try:
+            raise last
+        finally:
+            # Else its traceback and this frame would hold each other, and the request's body, until a full collection.
+            del last
+
+    async def _backed_off(self, attempt: int, deadline: float | None) -> bool:
+        """Wait before an upstream is tried again; False at once when the deadline would pass meanwhile.
+
+        Full jitter (Brooker, "Exponential Backoff And Jitter", 2015): what failed together does not come again together.
+        """
+        wait_s = self._draw() * min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
+        if deadline is not None and time.monotonic() + wait_s >= deadline:
+            return False
+        await self._sleep(wait_s)
+        return True
 
     def _learn(self, option: Option, failure: UpstreamFailed) -> Row:
         row = status_row(failure.status) if failure.status is not None else FALLBACK[failure.kind]
@@ -296,16 +384,22 @@ class Dispatch:
         wait_s = config.first_token_timeout_s if call.stream else config.total_timeout_s
         if deadline is not None:
             wait_s = min(wait_s, max(0.001, deadline - time.monotonic()))
-        self._health.started(option.name)
+        if not self._health.admit(option.name):
+            raise UpstreamFailed("probed", "is being tried again after failures in a row")
+        probes = self._health.started(option.name)
         opened: Opened | None = None
         began = time.monotonic()
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(wait_s) as limit:
+                if call.upload is not None:
+                    call = replace(call, upload=_Watched(call.upload, limit, wait_s))
                 answer = await self._upstreams[option.upstream].send(call)
                 opened = Opened(option, answer, call, config, self._health)
                 await opened.prime()
             _check_status(opened)
         except BaseException as error:
+            if probes:
+                self._health.withdrawn(option.name)
             if opened is not None:
                 await finished(opened.aclose())
             else:
@@ -313,8 +407,34 @@ class Dispatch:
             if isinstance(error, TimeoutError):
                 raise UpstreamFailed("timeout", f"no first event within {wait_s:.3g} s") from None
             raise
-        self._health.began(option.name, (time.monotonic() - began) * 1000)
+        if call.upload is None:
+            self._health.began(option.name, (time.monotonic() - began) * 1000)
         return opened
+
+
+class _Watched:
+    """An upload whose every part puts off the limit on the answer: how long a body takes is its sender's affair."""
+
+    def __init__(self, upload: Upload, limit: asyncio.Timeout, wait_s: float) -> None:
+        self.length = upload.length
+        self._upload = upload
+        self._limit = limit
+        self._wait_s = wait_s
+
+    @property
+    def spent(self) -> bool:
+        """See `Upload.spent`."""
+        return self._upload.spent
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """See `Upload.parts`."""
+        loop = asyncio.get_running_loop()
+        async with aclosing(self._upload.parts()) as parts:
+            async for part in parts:
+                yield part
+                with suppress(RuntimeError):
+                    # Over when the answer's head came before the body's end.
+                    self._limit.reschedule(loop.time() + self._wait_s)
 
 
 async def finished(closing: Coroutine[Any, Any, None]) -> None:
@@ -377,6 +497,8 @@ def client_error(option: Option, failure: UpstreamFailed) -> ApiError:
         return UpstreamTimeout(f'"{name}" did not answer in time: {failure}.')
     if failure.kind == "connect":
         return Unavailable(f'"{name}" {failure}.')
+    if failure.kind == "probed":
+        return Unavailable(f'"{name}" {failure}.', should_retry=True, retry_after_s=1.0)
     return BadUpstream(f'"{name}" failed: {failure}.')
 
 

@@ -4,12 +4,15 @@ GatewayError
 ├── ConfigError            a config or policy file that cannot be used; carries every Problem found
 ├── WorkerGone             the process behind a Unix socket is not there, or left in the middle of a call
 ├── UpstreamFailed         one upstream could not answer; dispatch decides what follows
+├── BodyStopped            a body that is sent on while it comes in cannot go on; its cause says why
 └── ApiError               what a client is told
     ├── InvalidRequest       400
     ├── Unauthorized         401
     ├── Forbidden            403
     ├── NotFound             404
     ├── MethodNotAllowed     405
+    ├── Conflict             409
+    ├── RequestTimeout       408
     ├── TooLarge             413
     ├── UnsupportedMedia     415
     ├── RateLimited          429
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -78,12 +82,17 @@ class UpstreamFailed(GatewayError):
         self.retry_after_s = retry_after_s
 
 
+class BodyStopped(GatewayError):
+    """A body that is sent on while it comes in cannot go on: not the upstream's fault. `__cause__` is what the client is told."""
+
+
 class ApiError(GatewayError):
     """What a client is told: one OpenAI error envelope and one status."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str | None = None
+    should_retry: bool | None = None
 
     def __init__(
         self,
@@ -100,7 +109,8 @@ class ApiError(GatewayError):
         if code is not None:
             self.code = code
         self.retry_after_s = retry_after_s
-        self.should_retry = should_retry
+        if should_retry is not None:
+            self.should_retry = should_retry
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error shape; all four keys are required by its API description."""
@@ -114,7 +124,7 @@ class ApiError(GatewayError):
         """Retry hints in the names the official SDKs read."""
         found = []
         if self.retry_after_s is not None:
-            found.append(("retry-after", str(max(1, round(self.retry_after_s)))))
+            found.append(("retry-after", str(max(1, math.ceil(self.retry_after_s)))))
             found.append(("retry-after-ms", str(round(self.retry_after_s * 1000))))
         if self.should_retry is not None:
             found.append(("x-should-retry", "true" if self.should_retry else "false"))
@@ -129,11 +139,12 @@ class InvalidRequest(ApiError):
 
 
 class Unauthorized(ApiError):
-    """No key, or one that is not known."""
+    """No key, or one that is not known. It says that trying again does not help: Claude Code else does so for minutes."""
 
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+    should_retry = False
 
 
 class Forbidden(ApiError):
@@ -165,6 +176,25 @@ class MethodNotAllowed(ApiError):
     def headers(self) -> list[tuple[str, str]]:
         """The methods that would do (RFC 9110, section 15.5.6)."""
         return [("allow", ", ".join(self._allow))] if self._allow else []
+
+
+class RequestTimeout(ApiError):
+    """A body that stopped half-way; its connection is closed after the answer."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+    def headers(self) -> list[tuple[str, str]]:
+        """RFC 9110, section 15.5.9: the connection is given up."""
+        return [("connection", "close")]
+
+
+class Conflict(ApiError):
+    """What the request counts on has changed meanwhile."""
+
+    status = 409
+    type = "invalid_request_error"
 
 
 class TooLarge(ApiError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -11,10 +13,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gateway.errors import ConfigError, Problem
 from gateway.facts import Facts
-from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, worst_cost_usd
+from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin, worst_cost_usd
 from gateway.policy.decision import Decision, Health, HealthOf, Option, encode
 from gateway.policy.generation import Generation
+
+REASON_CHARS = 4096
+"""Longest reason in a header; many servers and clients take no header block above 8 KB."""
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -85,9 +91,16 @@ class Explanation(Struct, frozen=True, kw_only=True):
         return table
 
 
-def explain(generation: Generation, policy_name: str, facts: Facts, health: HealthOf) -> Explanation:
-    """Decide as the gateway would, and keep what a decision alone does not say."""
+def explain(
+    generation: Generation, policy_name: str, facts: Facts, health: HealthOf, *, pinned: str | None = None
+) -> Explanation:
+    """Decide as the gateway would, and keep what a decision alone does not say.
+
+    `pinned` is the upstream that keeps what the request goes on from.
+    """
     decision = decide(generation, policy_name, facts, health)
+    if pinned:
+        decision = pin(decision, pinned)
     removed = {one.option: one for one in decision.removed}
     places = {chosen.option.name: place for place, chosen in enumerate(decision.candidates, 1)}
 
@@ -109,6 +122,41 @@ def explain(generation: Generation, policy_name: str, facts: Facts, health: Heal
     lines = [line(option) for option in considered]
     lines.sort(key=lambda one: math.inf if one.place is None else one.place)
     return Explanation(facts=facts, decision=decision, lines=tuple(lines))
+
+
+def from_log(lines: Iterable[Mapping[str, Any]], past: Callable[[str], Generation]) -> Explanation:
+    """The explanation of a request that was decided before, from its log lines and the generation that was in force then.
+
+    `past(hash)` opens an archived generation. Raises ConfigError when it cannot, or when no line tells the decision.
+    """
+    for line in lines:
+        if line["event"] in {"route.decided", "route.explained"}:
+            name, _, hash_ = line["policy"].partition("@")
+            facts = msgspec.convert(line["facts"], Facts)
+            health = msgspec.convert(line["health"], dict[str, Health])
+            return explain(past(hash_), name, facts, health, pinned=line.get("pinned"))
+    raise ConfigError([Problem("log", "the request was refused before a policy was asked; `gateway logs show` has its lines")])
+
+
+def reason(facts: Facts, decision: Decision) -> str:
+    """Why a request goes where it goes, as JSON that fits a header: names, kinds and rules; nothing of the request's text."""
+    told: dict[str, Any] = {
+        "policy": decision.policy,
+        "route": decision.rule,
+        "class": facts.class_,
+        "found": facts.found,
+        "limits": decision.limits,
+        "cache": decision.cache,
+        "order": [chosen.option.name for chosen in decision.candidates],
+        "refusal": decision.refusal.kind if decision.refusal else None,
+        "removed": [f"{one.option}: {one.by}: {one.reason}" for one in decision.removed],
+    }
+    while len(text := json.dumps(told, separators=(",", ":"))) > REASON_CHARS:
+        longest = max(("removed", "order", "limits", "found"), key=lambda name: len(str(told[name])))
+        if not told[longest]:
+            break
+        told[longest], told["cut"] = list(told[longest])[: len(told[longest]) // 2], True
+    return text
 
 
 def _usd(value: float | None) -> str:

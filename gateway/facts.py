@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
-from gateway import privacy
+from gateway import privacy, recognisers
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
 from gateway.tokens import size_estimate
@@ -26,16 +29,22 @@ class Facts(Struct, frozen=True, kw_only=True):
     class_: Class = msgspec.field(name="class", default="public")
     found: tuple[str, ...] = ()
     """Kinds of sensitive text that were found, sorted."""
+    class_floor: Class = "public"
+    """What key, header and earlier response demanded, whatever was found: with it, other `[classes]` can be tried out later."""
     tenant: str = ""
     key_label: str = ""
     tags: tuple[str, ...] = ()
-    """From the x-gateway-tags header, sorted."""
+    """From the x-gateway-tags header, sorted; they are logged, so one that holds sensitive text is WITHHELD."""
     stream: bool = False
     tools: bool = False
     images: bool = False
     json_mode: bool = False
     needs: tuple[str, ...] = ()
     """Capabilities a model must have (`config.Capability`), the endpoint's own first."""
+    via_chat: tuple[str, ...] = ()
+    """Capabilities that do as well, because the request can be translated to chat; empty: it cannot."""
+    stores: bool = False
+    """Whether an upstream that speaks the endpoint itself would keep the answer."""
     prompt_tokens: int = 0
     """Estimate."""
     prompt_tokens_low: int = 0
@@ -72,19 +81,22 @@ def judge(
     scan = privacy.scan((request.data, query), max_chars=max_scan_chars)
     found_class = cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
+    floor = max(class_floor, asked_class(headers), key=CLASSES.index)
     return Facts(
         endpoint=request.endpoint,
         model=request.model,
-        class_=max(found_class, class_floor, asked_class(headers), key=CLASSES.index),
+        class_=max(found_class, floor, key=CLASSES.index),
+        class_floor=floor,
         found=tuple(sorted(scan.kinds)),
         tenant=tenant,
         key_label=key_label,
-        tags=tuple(sorted({tag.strip() for tag in headers.get("x-gateway-tags", "").split(",") if tag.strip()})),
+        tags=_tags(headers.get("x-gateway-tags", "")),
         stream=request.stream,
         tools="tools" in request.needs,
         images="images" in request.needs,
         json_mode="json" in request.needs,
         needs=request.needs,
+        stores=request.stores,
         prompt_tokens=size.tokens,
         prompt_tokens_low=size.low,
         prompt_tokens_high=size.high,
@@ -95,6 +107,13 @@ def judge(
     )
 
 
+@cache
+def detector() -> str:
+    """What finds sensitive text, as 8 digits: they change whenever its code does. Logged, since `found` hangs on it."""
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (privacy, recognisers))
+    return hashlib.sha256(code).hexdigest()[:8]
+
+
 def asked_class(headers: Mapping[str, str]) -> Class:
     """The class that the caller asks for; it can raise the request's class, never lower it."""
     name = headers.get("x-gateway-class", "public").strip().lower()
@@ -103,6 +122,25 @@ def asked_class(headers: Mapping[str, str]) -> Class:
             return known
     hint = did_you_mean(name, CLASSES)
     raise InvalidRequest(f"x-gateway-class does not name a class{hint}", param="x-gateway-class")
+
+
+WITHHELD = "[withheld]"
+"""Stands in the log for a word of the caller's in which sensitive text was found."""
+MAX_TAGS = 64
+"""Of more, those that come first in the header count."""
+
+
+def loggable(word: str) -> str:
+    """The word itself, or WITHHELD when anything sensitive is found in it: words about a request are logged whatever its class.
+
+    About 4 µs a word; what is longer than any tag or id should be cut before.
+    """
+    return WITHHELD if privacy.find(word) else word
+
+
+def _tags(header: str) -> tuple[str, ...]:
+    words = [word for part in header.split(",") if (word := part.strip())]
+    return tuple(sorted({loggable(word) for word in words[:MAX_TAGS]}))
 
 
 def _milliseconds(text: str) -> int | None:

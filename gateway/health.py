@@ -18,19 +18,25 @@ SMOOTHING = 0.2
 
 
 class _State:
-    __slots__ = ("failures", "in_flight", "pause_s", "paused_until", "reason", "ttft_ms")
+    __slots__ = ("failures", "in_flight", "pause_s", "paused_until", "probed", "reason", "ttft_ms")
 
     def __init__(self) -> None:
         self.failures = 0
         self.in_flight = 0
         self.pause_s = FIRST_PAUSE_S
         self.paused_until = 0.0
+        self.probed = False
+        """Whether one attempt is finding out now if the option is back."""
         self.reason = ""
         self.ttft_ms: float | None = None
 
 
 class HealthView:
-    """Learns from every attempt. A breaker opens after failures in a row and closes at the first success after its pause."""
+    """Learns from every attempt.
+
+    A breaker opens after failures in a row. When its pause is over, one attempt alone may leave, and for all others the option
+    stays down until that one's first event comes; then one more failure opens it again, and an answer that ends closes it.
+    """
 
     def __init__(
         self, *, unavailable: Callable[[str, str], str | None], off: Callable[[str], bool], clock: Callable[[], float]
@@ -53,6 +59,9 @@ class HealthView:
             return Health(up=False, reason=reason, off=self._off(upstream), ttft_ms=state.ttft_ms, in_flight=state.in_flight)
         if now < state.paused_until:
             return Health(up=False, reason=state.reason, ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+        if state.probed:
+            reason = f"{state.reason}; another request finds out whether it is back"
+            return Health(up=False, reason=reason, ttft_ms=state.ttft_ms, in_flight=state.in_flight)
         return Health(ttft_ms=state.ttft_ms, in_flight=state.in_flight)
 
     def _state(self, option: str) -> _State:
@@ -61,9 +70,21 @@ class HealthView:
             state = self._states[option] = _State()
         return state
 
-    def started(self, option: str) -> None:
-        """An attempt leaves."""
-        self._state(option).in_flight += 1
+    def admit(self, option: str) -> bool:
+        """Whether an attempt may leave that was allowed a moment ago. False while another one probes the option."""
+        return not self._state(option).probed
+
+    def started(self, option: str) -> bool:
+        """An attempt leaves. True when it is the probe; then `withdrawn` must be said unless its first event comes."""
+        state = self._state(option)
+        state.in_flight += 1
+        probes = state.failures >= FAILURES_TO_OPEN and self._clock() >= state.paused_until and not state.probed
+        state.probed = state.probed or probes
+        return probes
+
+    def withdrawn(self, option: str) -> None:
+        """The probe is over without a first event. What it says of the option, if anything, comes by `failed`."""
+        self._state(option).probed = False
 
     def ended(self, option: str) -> None:
         """An attempt is over, whatever came of it."""
@@ -73,6 +94,9 @@ class HealthView:
         """Its first event (or whole answer) came after this long."""
         state = self._state(option)
         state.ttft_ms = ttft_ms if state.ttft_ms is None else state.ttft_ms + SMOOTHING * (ttft_ms - state.ttft_ms)
+        if state.probed:
+            state.probed = False
+            state.failures = FAILURES_TO_OPEN - 1
 
     def answered(self, option: str) -> None:
         """An answer came to its end."""
@@ -80,6 +104,7 @@ class HealthView:
         state.failures = 0
         state.pause_s = FIRST_PAUSE_S
         state.paused_until = 0.0
+        state.probed = False
 
     def failed(self, option: str, reason: str) -> None:
         """It failed in a way that says something about it.

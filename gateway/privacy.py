@@ -2,26 +2,35 @@
 
 Knows the shape of JSON and the order of classes; knows neither upstreams nor policy files, and never keeps or reports the
 text it saw. Names and postal addresses are not detected. What is searched for stands in `recognisers.py`.
+
+    scan(body)    kinds found in a parsed JSON body, remembered for what a conversation sends again
+    locate(text)  findings in one text with their places in it, for redaction
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 import unicodedata
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import blake2b
+from itertools import pairwise, repeat
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway.recognisers import CONTEXT_BYTES, FAMILIES, GROUP, KINDS, SEPARATOR, Family, Kind
+from gateway.recognisers import CONTEXT_BYTES, FAMILIES, GROUP, KINDS, SEPARATOR, Family, Kind, Rule, term_family
 
 try:
     import re2
 except ImportError:
     re2 = None
 
-__all__ = ["CLASSES", "KINDS", "Detector", "Finding", "Kind", "Scan", "classify", "find", "highest", "normalise", "scan"]
+__all__ = [
+    "CLASSES", "KINDS", "Detector", "Finding", "Kind", "Scan", "classify", "find", "highest", "locate", "normalise", "scan",
+]  # fmt: skip
 
 CLASSES = ("public", "internal", "confidential", "restricted")
 """From the least to the most sensitive."""
@@ -29,12 +38,16 @@ CLASSES = ("public", "internal", "confidential", "restricted")
 UNSCANNABLE = "unscannable"
 MIN_NUMBER = 10**8
 """JSON numbers of nine digits and more are read as text: an SSN or a card number need not be quoted."""
+_SEAM_CHARS = 64
 BLOB_CHARS = 4096
 """A longer string without a space, under a key that holds files, is a file and not text."""
 
 
 class Finding(Struct, frozen=True):
-    """One finding by kind and place: character offsets into the *normalised* text; never the text itself."""
+    """One finding by kind and place, in characters; never the text itself.
+
+    `find` counts in the *normalised* text, `locate` in the text as it was given.
+    """
 
     kind: str
     start: int
@@ -96,10 +109,22 @@ def _fold_table() -> Mapping[str, str]:
 
 
 _FOLDED = _fold_table()
+_FOLDED_BY_CODE = MappingProxyType({ord(letter): plain for letter, plain in _FOLDED.items()})
 _FIRST_PLANE = "".join(re.escape(letter) for letter in _FOLDED if letter < "\U00010000")
 _FOLDABLE = re.compile("[" + _FIRST_PLANE + "\U00010000-\U0001ffff\U000e0000-\U000e01ef]")
 """`re` looks characters of the first plane up in a bitmap but walks a list of all others, so those are two ranges."""
+_ASCII = bytes(range(0x80))
+_FEW = 16
+"""So many different characters are replaced one by one, each in a pass at the speed of memory."""
+
 _ESCAPED = re.compile(r"(?<!\\)\\+(?:u00([2-7][0-9A-Fa-f])|([\"'/])|[nrt])")
+_BREAKS = re.compile(r"(?<!\\)\\+[nrt]")
+_QUOTES = tuple((f"\\{mark}", re.compile(rf"(?<!\\)\\+{mark}"), mark) for mark in "\"'/")
+_UNICODE_ESCAPE = re.compile(r"(?<!\\)\\+u00([2-7][0-9A-Fa-f])")
+
+
+def _fold(match: re.Match[str]) -> str:
+    return _FOLDED.get(match[0], match[0])
 
 
 def _unescape(match: re.Match[str]) -> str:
@@ -114,8 +139,78 @@ def normalise(text: str) -> str:
     of them in CPython. `\n`, `\"` and `\u0034` are read because tool arguments are JSON inside a JSON string.
     """
     if not text.isascii():
-        text = _FOLDABLE.sub(lambda match: _FOLDED.get(match[0], match[0]), text)
-    return _ESCAPED.sub(_unescape, text) if "\\" in text else text
+        text = _folded(text)
+    return _unescaped(text) if "\\" in text else text
+
+
+def _folded(text: str) -> str:
+    """Three ways to the same end: for few foldable characters, for some, and for many."""
+    foreign = _encode(text).translate(None, _ASCII)
+    if 4 * len(foreign) <= len(text) + 256:
+        letters = [letter for letter in set(foreign.decode("utf-8", "surrogatepass")) if letter in _FOLDED]
+        if len(letters) <= _FEW:
+            for letter in letters:
+                text = text.replace(letter, _FOLDED[letter])
+            return text
+    most = len(text) // 32 + 1
+    folded, n_folds = _FOLDABLE.subn(_fold, text, count=most)
+    return folded if n_folds < most else text.translate(_FOLDED_BY_CODE)
+
+
+def _unescaped(text: str) -> str:
+    """One pass for each escape that is there. Those written as numbers come last: what they stand for is not read again."""
+    if "\\n" in text or "\\t" in text or "\\r" in text:
+        text = _BREAKS.sub("\n", text)
+    for mark, pattern, plain in _QUOTES:
+        if mark in text:
+            text = pattern.sub(plain, text)
+    return _UNICODE_ESCAPE.sub(_unescape_number, text) if "\\u00" in text else text
+
+
+def _unescape_number(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16))
+
+
+class _Origin:
+    """Where each character of a normalised text stood. Built only for texts in which something was found."""
+
+    def __init__(self, text: str) -> None:
+        self._folds = _Steps(_FOLDABLE.finditer(text), _fold)
+        folded = _FOLDABLE.sub(_fold, text)
+        self._escapes = _Steps(_ESCAPED.finditer(folded), _unescape)
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The shortest span of the original text that becomes these characters; whole escapes and characters."""
+        first, last = self._escapes.origin(start), self._escapes.origin(end - 1)
+        return self._folds.origin(first[0])[0], self._folds.origin(last[1] - 1)[1]
+
+
+class _Steps:
+    """The replacements of one pass, and the way back over them."""
+
+    def __init__(self, matches: Iterator[re.Match[str]], plain: Callable[[re.Match[str]], str]) -> None:
+        self._after: list[int] = []
+        self._pieces: list[tuple[int, int, int]] = []
+        shift = 0
+        for match in matches:
+            start, end = match.span()
+            length = len(plain(match))
+            self._after.append(start + shift)
+            self._pieces.append((start, end, length))
+            shift += length - (end - start)
+
+    def origin(self, place: int) -> tuple[int, int]:
+        """What became the character at this place after the pass, as a span before it."""
+        at = bisect_right(self._after, place) - 1
+        while at >= 0 and self._pieces[at][2] == 0 and self._after[at] > place:
+            at -= 1
+        if at < 0:
+            return place, place + 1
+        start, end, length = self._pieces[at]
+        behind = place - self._after[at]
+        if behind < length:
+            return start, end
+        return end + behind - length, end + behind - length + 1
 
 
 # Search
@@ -128,7 +223,7 @@ class Gate(Protocol):
         """Matches in order, without overlap."""
         ...
 
-    def search(self, text: bytes, /) -> object | None:
+    def search(self, text: bytes, pos: int, endpos: int, /) -> Any:
         """The first match, or None."""
         ...
 
@@ -138,6 +233,7 @@ def compile_with_re2(pattern: bytes) -> Gate:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.log_errors = False
+    options.max_mem = 64 << 20
     gate: Gate = re2.compile(pattern, options)
     return gate
 
@@ -148,83 +244,244 @@ def compile_with_re(pattern: bytes) -> Gate:
 
 
 class Detector:
-    """The table of recognisers with its gates compiled by one engine. Immutable, so all requests share one."""
+    """The table of recognisers with its gates compiled by one engine. Shared by all requests: only what it remembers changes."""
 
-    def __init__(self, *, with_re2: bool = re2 is not None) -> None:
+    def __init__(self, *, with_re2: bool = re2 is not None, terms: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
+        """`terms` maps further kinds to words and phrases that are found as they are, in any case of letters."""
+        families = (*FAMILIES, *(term_family(kind, map(normalise, words)) for kind, words in terms.items()))
         compiled = compile_with_re2 if with_re2 else compile_with_re
-        self._any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in FAMILIES))
-        self._families = tuple((compiled(family.gate), family) for family in FAMILIES)
-        self._contexts = {rule.before: compiled(rule.before) for family in FAMILIES for rule in family.rules if rule.before}
+        self._any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in families))
+        self._families = tuple((compiled(family.gate), family, {rule.kind for rule in family.rules}) for family in families)
+        self._plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
+        extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
+        self._extra = {pattern: compiled(pattern) for pattern in extra if pattern}
+        self._behind = {rule.after: re.compile(rule.after) for family in families for rule in family.rules if rule.after}
+        self._verdicts = _Verdicts()
 
     def find(self, text: str) -> list[Finding]:
-        """Every finding in the text, by place. Only findings of different kinds overlap."""
-        data = _encode(normalise(text))
-        spans: list[tuple[str, int, int]] = []
-        for kind, start, end in sorted(set(self._search(data, set()))):
-            if spans and spans[-1][0] == kind and start < spans[-1][2]:
-                spans[-1] = (kind, spans[-1][1], max(end, spans[-1][2]))
-            else:
-                spans.append((kind, start, end))
-        findings = [Finding(kind, _chars(data, start), _chars(data, end)) for kind, start, end in spans]
-        return sorted(findings, key=lambda finding: (finding.start, finding.end))
+        """Every finding in the text, by place in the normalised text. Only findings of different kinds overlap."""
+        return self._findings(_encode(normalise(text)), 0)
+
+    def locate(self, text: str, *, before: str = "") -> list[Finding]:
+        """Every finding by its place in the text itself: what to cut out for redaction. Of different kinds they may overlap.
+
+        `before` is what stands before this string in the same body, joined by SEPARATOR: a word there may explain a number.
+        """
+        context = _encode(normalise(before))[-_CONTEXT:] + _encode(SEPARATOR) if before else b""
+        found = self._findings(context + _encode(normalise(text)), len(context))
+        origin = _Origin(text) if found else None
+        return [Finding(one.kind, *origin.span(one.start, one.end)) for one in found if origin]
 
     def kinds(self, text: str) -> frozenset[str]:
         """The kinds found in the text. Once a kind is found, it is not looked for again."""
+        return self._kinds(_encode(normalise(text)), 0)
+
+    def kinds_of_all(self, texts: list[str]) -> frozenset[str]:
+        """The kinds found in the strings of one body, in their order. Of what was read before, the verdict is kept.
+
+        Long lists are cut into pieces that begin where they began last time when only the end of a conversation is new. A
+        verdict hangs on the piece and, as words before a number count, on the piece before it.
+        """
+        found = _NOTHING
+        previous, mark = "", b""
+        for piece, whole in _pieces(texts):
+            verdict, digest = None, b""
+            if whole:
+                digest = self._verdicts.digest(piece)
+                verdict = self._verdicts.get(mark + digest)
+            if verdict is None:
+                context = _encode(normalise(previous))[-_CONTEXT:] + _encode(SEPARATOR) if previous else b""
+                verdict = self._kinds(context + _encode(normalise(piece)), len(context))
+                if whole:
+                    self._verdicts.put(mark + digest, verdict)
+            found |= verdict
+            previous, mark = piece, digest
+        return found
+
+    def forget(self) -> None:
+        """Drop all verdicts, so that the next scan reads everything anew."""
+        self._verdicts = _Verdicts()
+
+    def _kinds(self, data: bytes, since: int) -> frozenset[str]:
+        hot = self._hot(data)
+        if not hot:
+            return _NOTHING
         done: set[str] = set()
-        for kind, _, _ in self._search(_encode(normalise(text)), done):
+        for kind, _, _ in self._search(data, hot, since, done):
             done.add(kind)
         return frozenset(done)
 
-    def _search(self, data: bytes, done: set[str]) -> Iterator[tuple[str, int, int]]:
-        """Findings as kind and byte span, without those whose kind is in `done` when their turn comes.
+    def _findings(self, data: bytes, since: int) -> list[Finding]:
+        """Findings that end behind the first `since` bytes, which are context, by place in what follows them."""
+        spans: list[tuple[str, int, int]] = []
+        for kind, start, end in sorted(set(self._search(data, self._hot(data), since, set()))):
+            if spans and spans[-1][0] == kind and start < spans[-1][2]:
+                spans[-1] = (kind, spans[-1][1], max(end, spans[-1][2]))
+            else:
+                spans.append((kind, max(start, since), end))
+        places = _chars(data[since:], {place - since for _, start, end in spans for place in (start, end)})
+        findings = [Finding(kind, places[start - since], places[end - since]) for kind, start, end in spans]
+        return sorted(findings, key=lambda finding: (finding.start, finding.end))
+
+    def _search(self, data: bytes, hot: list[tuple[int, int]], since: int, done: set[str]) -> Iterator[tuple[str, int, int]]:
+        """Findings that end behind `since`, as kind and byte span, without those whose kind is in `done` when their turn comes.
 
         One pass of all gates together finds the few places worth a look; only there each gate is run by itself, because the
         match of one may cover the beginning of another's.
         """
-        hot = self._hot(data)
-        for gate, family in self._families if hot else ():
+        for gate, family, kinds in self._families:
             for begin, stop in hot:
-                if all(rule.kind in done for rule in family.rules):
+                if kinds <= done:
                     break
-                for match in gate.finditer(data, begin, stop):
-                    yield from self._judge(family, data, match.span(), done)
+                seen: set[bytes] | None = set() if stop - begin > _DENSE and not family.far else None
+                for span in self._spans(gate, family, data, begin, stop):
+                    for found in self._judge(family, data, span, done, seen):
+                        if found[2] > since:
+                            yield found
+                    if kinds <= done:
+                        break
+
+    def _spans(self, gate: Gate, family: Family, data: bytes, begin: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The matches of a gate. RE2 is quick between them, `re` is quick at each: after many, `re` goes on."""
+        plain = self._plain.get(family.gate)
+        for n_matches, match in enumerate(gate.finditer(data, begin, stop), 1):
+            yield match.span()
+            if n_matches == _MANY and plain:
+                for other in plain.finditer(data, match.end(), stop):
+                    yield other.span()
+                return
 
     def _hot(self, data: bytes) -> list[tuple[int, int]]:
-        """Where any gate can match. Each match of the joined gates is widened by `_REACH`, and merged with the next."""
+        """Where any gate can match: from each match of the joined gates two reaches on; one on, the next is sought.
+
+        Whatever begins before that place ends within the stretch, and how many places there are is bounded by the length.
+        """
         hot: list[tuple[int, int]] = []
-        for match in self._any.finditer(data, 0, len(data)):
-            start, end = match.span()
-            end = min(len(data), end + _REACH)
+        size, place = len(data), 0
+        while match := self._any.search(data, place, size):
+            start, place = match.start(), match.end() + _REACH
+            end = min(size, place + _REACH)
             if hot and start <= hot[-1][1]:
                 hot[-1] = (hot[-1][0], end)
             else:
                 hot.append((start, end))
+            if place >= size:
+                break
         return hot
 
-    def _judge(self, family: Family, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[tuple[str, int, int]]:
-        """What the rules of a family say about one match of its gate."""
+    def _judge(
+        self, family: Family, data: bytes, span: tuple[int, int], done: set[str], seen: set[bytes] | None
+    ) -> Iterator[tuple[str, int, int]]:
+        """What the rules of a family say about one match of its gate. `seen`: surroundings in which no rule found anything."""
         begin, stop = span
-        starts = [group.start() for group in GROUP.finditer(data, begin, stop)] if family.by_group else [begin]
+        if seen is not None and stop - begin <= _LONG_RUN:
+            around = data[max(0, begin - _BEHIND) : stop + _AHEAD]
+            if around in seen:
+                return
+            seen.add(around)
         for rule in family.rules:
-            named = rule.before is None or self._contexts[rule.before].search(data[max(0, begin - CONTEXT_BYTES) : begin + 1])
+            if rule.kind in done or (stop - begin > _LONG_RUN and not self._worth_it(rule, data, begin, stop)):
+                continue
+            named = rule.before is None or self._named(rule.before, data, begin)
             if not named and rule.after is None:
                 continue
+            behind = None if named or rule.after is None else self._behind[rule.after]
+            starts: Iterable[int] = (begin,)
+            if family.by_group:
+                groups = (group.start() for group in GROUP.finditer(data, begin, stop))
+                starts = _different(data, groups) if stop - begin > _LONG_RUN else groups
             for start in starts:
-                if rule.kind in done:
-                    break
                 match = rule.pattern.match(data, start)
                 found = rule.check(match) if match else None
-                if found and (named or (rule.after and rule.after.match(data, found[1]))):
+                if found and (behind is None or behind.match(data, found[1])):
                     yield rule.kind, *found
+                    if rule.kind in done:
+                        break
+
+    def _named(self, before: bytes, data: bytes, begin: int) -> bool:
+        context = data[max(0, begin - CONTEXT_BYTES) : begin + 1]
+        return self._extra[before].search(context, 0, len(context)) is not None
+
+    def _worth_it(self, rule: Rule, data: bytes, begin: int, stop: int) -> bool:
+        """Whether a long run of digits holds anything like what the rule seeks, or a word that would do instead of one before."""
+        if rule.probe is not None:
+            return self._extra[rule.probe].search(data, max(0, begin - 1), stop) is not None
+        if rule.after is None or rule.before is None or self._named(rule.before, data, begin):
+            return True
+        return self._extra[rule.after].search(data, begin, min(len(data), stop + _REACH)) is not None
 
 
-_REACH = 128
+def _different(data: bytes, starts: Iterable[int]) -> Iterator[int]:
+    """One start of each sort: what surrounds it is all that a rule for numbers looks at."""
+    seen: set[bytes] = set()
+    for start in starts:
+        around = data[max(0, start - 8) : start + 112]
+        if around not in seen:
+            seen.add(around)
+            yield start
+
+
+class _Verdicts:
+    """What was found in pieces of text read before, by a keyed digest: no text is held, and none can be guessed from outside.
+
+    Bounded: when one generation is full, the one before it is dropped, with all that was not asked for since.
+    """
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._young: dict[bytes, frozenset[str]] = {}
+        self._old: dict[bytes, frozenset[str]] = {}
+
+    def digest(self, text: str) -> bytes:
+        """Sixteen bytes for a text."""
+        return blake2b(_encode(text), digest_size=16, key=self._key).digest()
+
+    def get(self, mark: bytes) -> frozenset[str] | None:
+        """The verdict, when it is known. Safe on any thread: each step is one operation on a dict."""
+        verdict = self._young.get(mark)
+        if verdict is None and (verdict := self._old.get(mark)) is not None:
+            self.put(mark, verdict)
+        return verdict
+
+    def put(self, mark: bytes, verdict: frozenset[str]) -> None:
+        """Remember a verdict."""
+        if len(self._young) >= _REMEMBERED:
+            self._young, self._old = {}, self._young
+        self._young[mark] = verdict
+
+
+def _pieces(texts: list[str]) -> Iterator[tuple[str, bool]]:
+    """The strings joined to pieces of `_PIECE_CHARS` and more, each with whether it is that long: only the last may not be."""
+    n_chars = begin = 0
+    for end, text in enumerate(texts, 1):
+        n_chars += len(text)
+        if n_chars >= _PIECE_CHARS:
+            yield SEPARATOR.join(texts[begin:end]), True
+            n_chars, begin = 0, end
+    if begin < len(texts):
+        yield SEPARATOR.join(texts[begin:]), False
+
+
+_NOTHING: frozenset[str] = frozenset()
+_PIECE_CHARS = 2048
+"""Shorter text is read anew: that takes no longer than its digest and the look-up."""
+_REMEMBERED = 8192
+"""Verdicts in one generation: about a megabyte."""
+_CONTEXT = 64
+"""Bytes of the piece before that count: context words, or the word password before the string that holds it."""
+_REACH = 256
 """Longer than any gate's match but a run of digits, and what another match has left of such a run is a match again."""
+_DENSE = 2048
+"""In a stretch so long the same surroundings come again and again, so what was looked at is noted."""
+_MANY = 256
+"""Matches after which text counts as made to match."""
+_BEHIND, _AHEAD = 160, 256
+"""How far around a gate's match a rule looks at most, in bytes."""
+_LONG_RUN = 64
+"""Bytes of a run of digits above which a rule is probed before it is tried at each group."""
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
 """The bytes of UTF-8 that begin no character."""
-
-_DETECTOR = Detector()
 
 
 def _encode(text: str) -> bytes:
@@ -232,14 +489,26 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _chars(data: bytes, n_bytes: int) -> int:
-    """How many characters begin in the first `n_bytes`; a rule may cut one that has several bytes."""
-    return len(data[:n_bytes].translate(None, _CONTINUATION))
+def _chars(data: bytes, places: Iterable[int]) -> dict[int, int]:
+    """How many characters begin before each place; a rule may cut one that has several bytes."""
+    chars, done, n_chars = {}, 0, 0
+    for place in sorted(places):
+        n_chars += len(data[done:place].translate(None, _CONTINUATION))
+        chars[place], done = n_chars, place
+    return chars
+
+
+_DETECTOR = Detector()
 
 
 def find(text: str) -> list[Finding]:
     """Every finding in the text, by place; offsets are into `normalise(text)`."""
     return _DETECTOR.find(text)
+
+
+def locate(text: str, *, before: str = "") -> list[Finding]:
+    """Every finding by its place in the text itself; see `Detector.locate`."""
+    return _DETECTOR.locate(text, before=before)
 
 
 # Bodies
@@ -248,16 +517,17 @@ _FILE_KEYS = frozenset({"url", "image_url", "data", "b64_json", "file_data"})
 _DATA_URL = re.compile(r"data:[\w.+\-]+/[\w.+\-]+(?:;[\w.+\-]+=[\w.+\-]+)*;base64,\S*\Z", re.ASCII | re.IGNORECASE)
 
 
-def scan(body: object, *, max_chars: int) -> Scan:
+def scan(body: object, *, max_chars: int, detector: Detector = _DETECTOR) -> Scan:
     """Search every string of a parsed JSON value: values, object keys and long numbers, however deep.
 
-    Never raises: an exception inside, also for what JSON cannot hold, becomes `failed`. Time is linear in the body.
+    Never raises: an exception inside, also for what JSON cannot hold, becomes `failed`. Time is linear in the body, and short
+    for what the detector has read before.
     """
     try:
         texts, n_chars, blobs = _texts(body, max_chars)
         if n_chars > max_chars:
             return Scan(frozenset(), n_chars, oversize=True)
-        kinds = _DETECTOR.kinds(SEPARATOR.join(texts))
+        kinds = detector.kinds_of_all(texts) if n_chars >= _PIECE_CHARS else detector.kinds(SEPARATOR.join(texts))
         return Scan(kinds | {UNSCANNABLE} if blobs else kinds, n_chars, oversize=False)
     except Exception as error:  # noqa: BLE001 - the promise is to fail closed, whatever happened; the type name is recorded
         return Scan(frozenset(), 0, oversize=False, failed=type(error).__name__)
@@ -267,28 +537,48 @@ def _texts(body: object, max_chars: int) -> tuple[list[str], int, bool]:
     """The strings in document order, how many characters, and whether files were among them. Stops above `max_chars`."""
     texts: list[str] = []
     n_chars, blobs = 0, False
-    todo: list[tuple[str, object]] = [("", body)]
-    while todo:
-        key, value = todo.pop()
-        if isinstance(value, str):
-            n_chars += len(value)
-            if key in _FILE_KEYS and _is_file(value):
-                blobs = True
-            else:
-                texts.append(value)
-        elif isinstance(value, dict):
-            for name, inner in reversed(value.items()):
-                todo += ((name, inner), ("", name))
-        elif isinstance(value, (list, tuple)):
-            todo += [(key, inner) for inner in reversed(value)]
-        elif isinstance(value, (int, float)):
-            if abs(value) >= MIN_NUMBER:
-                texts.append(_number(value))
-        elif value is not None:
-            raise TypeError(type(value).__name__)
-        if n_chars > max_chars:
-            break
-    return texts, n_chars, blobs
+    entries: Iterator[tuple[str, object]] = iter((("", body),))
+    keyed = False
+    outer: list[tuple[Iterator[tuple[str, object]], bool]] = []
+    while True:
+        for key, value in entries:
+            if keyed:
+                n_chars += len(key)
+                texts.append(key)
+            if isinstance(value, str):
+                n_chars += len(value)
+                if key in _FILE_KEYS and _is_file(value):
+                    blobs = True
+                else:
+                    texts.append(value)
+            elif isinstance(value, dict):
+                outer.append((entries, keyed))
+                entries, keyed = iter(value.items()), True
+                break
+            elif isinstance(value, (list, tuple)):
+                if len(value) > 1 and type(value[0]) is dict and "type" in value[0]:
+                    texts += _seams(value)
+                outer.append((entries, keyed))
+                entries, keyed = zip(repeat(key), value, strict=False), False
+                break
+            elif isinstance(value, (int, float)):
+                if abs(value) >= MIN_NUMBER:
+                    texts.append(_number(value))
+            elif value is not None:
+                raise TypeError(type(value).__name__)
+            if n_chars > max_chars:
+                return texts, n_chars, blobs
+        else:
+            if not outer:
+                return texts, n_chars, blobs
+            entries, keyed = outer.pop()
+
+
+def _seams(parts: list[object] | tuple[object, ...]) -> Iterator[str]:
+    """Where one text part of a message meets the next: a model reads them as one text."""
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    for before, after in pairwise(texts):
+        yield before[-_SEAM_CHARS:] + after[:_SEAM_CHARS]
 
 
 def _is_file(value: str) -> bool:

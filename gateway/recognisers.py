@@ -5,17 +5,22 @@ Knows bytes only: normalised text in UTF-8. It knows nothing of JSON, classes, p
 Gates and context words are in the syntax that RE2 and `re` share and read alike on bytes: no look-around, no anchors, no
 `\s` (they differ on `\v`). A gate matches wherever a rule of its family could, and begins where the rule would begin, or, for
 numbers, covers the whole run of digits and separators. Two matches of one gate never hide a third: what precedes a rule's
-start may not be part of a gate. Rules are ordinary `re` patterns with borders, tried only at the places a gate names.
+start may not be part of a gate. Rules are ordinary `re` patterns with borders, tried only at the places a gate names. The
+stricter a gate, the less is left to rules, which cost far more: text made to match a gate is what makes a scan slow.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import ipaddress
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from gateway.national_ids import GENERAL_WORDS, SCHEMES, Scheme, luhn_valid
 
 Span = tuple[int, int]
 Match = re.Match[bytes]
@@ -36,6 +41,9 @@ KINDS = (
     Kind("email", "e-mail address"),
     Kind("phone", "telephone number: international, North American, or any national form beside a word that says so"),
     Kind("ip", "IPv4 or IPv6 address other than loopback, unspecified and netmasks"),
+    Kind("mac", "hardware address of a network card"),
+    Kind("national_id", "national identity, tax or insurance number other than the US ones, by check digits"),
+    Kind("wallet", "crypto wallet address, by checksum where the chain has one"),
     Kind("secret", "credential: API key, token, private key, password in a URL or beside the word password"),
     Kind("unscannable", "inline image, audio or file: bytes that are not text and were not looked into"),
 )
@@ -57,8 +65,10 @@ class Rule(NamedTuple):
     """The finding's byte span, or None where digits, checksum or surroundings say no."""
     before: bytes | None = None
     """Context words: one must stand in the `CONTEXT_BYTES` before the gate's match (and its first byte), when given."""
-    after: Pattern | None = None
+    after: bytes | None = None
     """Context that serves instead of `before` when it matches right behind the finding."""
+    probe: bytes | None = None
+    """A gate of this rule alone, from one byte before: in a long run of digits without a match of it the rule is not tried."""
 
 
 class Family(NamedTuple):
@@ -67,6 +77,10 @@ class Family(NamedTuple):
     gate: bytes
     rules: tuple[Rule, ...]
     by_group: bool = False
+    far: bool = False
+    """A rule may look further than `privacy._AHEAD` beyond the gate's match."""
+    wordy: bool = False
+    """The gate has so many alternatives that `re` is slow on it everywhere."""
 
 
 _ALNUM = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -95,6 +109,7 @@ def _stands_alone(text: bytes, end: int) -> bool:
 _BRANDS: tuple[tuple[re.Pattern[str], frozenset[int]], ...] = (
     (re.compile("4"), frozenset({13, 16, 19})),
     (re.compile("5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|220[0-4]"), frozenset({16})),
+    (re.compile("5[678]"), frozenset({12, 16})),
     (re.compile("3[47]|2131|1800"), frozenset({15})),
     (re.compile("30[0-59]|3[689]"), frozenset({14, 16, 19})),
     (re.compile("35|60|6[45]|62|81|508|9792"), frozenset({16, 17, 18, 19})),
@@ -109,12 +124,6 @@ _CARD_SHAPES = frozenset(
 """How many digits stand in each group when a card is printed or typed."""
 
 
-def luhn_valid(digits: str) -> bool:
-    """Whether the last digit is the Luhn check digit of the others."""
-    doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
-    return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
-
-
 def _issued(digits: str, *, named: bool) -> bool:
     if named and 12 <= len(digits) <= 19 and _MAESTRO.match(digits):
         return True
@@ -123,16 +132,17 @@ def _issued(digits: str, *, named: bool) -> bool:
 
 def luhn_card(digits: str) -> bool:
     """Whether these digits are a card number without any word beside them."""
-    return _issued(digits, named=False) and luhn_valid(digits)
+    return luhn_valid(digits) and _issued(digits, named=False)
 
 
 def _card_span(match: Match, *, named: bool) -> Span | None:
     """The longest run of whole digit groups from here that is a card number; `named` when a word says that it is one.
 
-    What E.164 allows behind a `+` is a telephone number.
+    What E.164 allows behind a `+` is a telephone number, and twelve digits behind `=` or `#` are a counter.
     """
     text, found = match.string, None
-    dialled = text[match.start() - 1 : match.start()] == b"+"
+    sign = text[match.start() - 1 : match.start()]
+    least = 12 if named else {b"+": 16, b"=": 13, b"#": 13}.get(sign, 12)
     digits = ""
     shape: tuple[int, ...] = ()
     for group in GROUP.finditer(text, match.start(), match.end(1)):
@@ -140,8 +150,8 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
         shape += (len(group[0]),)
         if len(digits) > 19:
             break
-        usual = len(digits) >= (16 if dialled else 12) and (named or len(shape) == 1 or shape in _CARD_SHAPES)
-        if usual and _stands_alone(text, group.end()) and _issued(digits, named=named) and luhn_valid(digits):
+        usual = len(digits) >= least and (named or len(shape) == 1 or shape in _CARD_SHAPES)
+        if usual and _stands_alone(text, group.end()) and luhn_valid(digits) and _issued(digits, named=named):
             found = match.start(), group.end()
     return found
 
@@ -158,7 +168,12 @@ _CARD_START = _OPEN + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)"
 _CARD_SOLID = rb"[0-9]{12,19}(?![0-9])"
 _CARD_GROUPED = rb"[0-9]{4,8}([ \t./_\-]{1,3})[0-9]{3,13}(?:\2[0-9]{3,5}(?:\2[0-9]{3,4}(?:\2[0-9]{1,3})?)?)?"
 _CARD_RULES = (
-    Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"), _card),
+    Rule(
+        "card",
+        re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"),
+        _card,
+        probe=rb"[0-9]{12}|[0-9]{4}[ \t./_\-]{1,3}[0-9]{3}",
+    ),
     Rule(
         "card",
         re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"),
@@ -234,6 +249,7 @@ _SSN_RULES = (
         "ssn",
         re.compile(_OPEN + rb"(?<![0-9][.\-])[0-9]{3}([ .\-]| - )[0-9]{2}\1[0-9]{4}(?!-[0-9])" + _SHUT),
         _ssn,
+        probe=rb"[0-9]{3}(?:[ .\-]| - )[0-9]{2}(?:[ .\-]| - )[0-9]{4}",
     ),
     Rule(
         "ssn",
@@ -281,6 +297,7 @@ _PHONE_RULES = (
         "phone",
         re.compile(rb"(?<=\+)(?<![0-9A-Za-z+]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9])" + _EXTENSION),
         _phone,
+        probe=rb"\+",
     ),
     Rule(
         "phone",
@@ -289,15 +306,14 @@ _PHONE_RULES = (
             rb"(?![0-9]|-[0-9])" + _EXTENSION
         ),
         _phone,
+        probe=rb"[0-9]{3}[.\-][0-9]{4}",
     ),
     Rule(
         "phone",
         re.compile(rb"(?<![0-9A-Za-z$.])(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})(?![0-9%])" + _EXTENSION),
         _named_phone,
         before=_PHONE_WORD,
-        after=re.compile(
-            rb"(?i)[ \t,:(\-]{0,3}(?:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)\b"
-        ),
+        after=rb"(?i)[ \t,:(\-]{0,3}(?:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)\b",
     ),
 )
 
@@ -308,7 +324,8 @@ _VERSION_WORD = re.compile(
     rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|python|node|chrome|[=<>~^]=|\bsections?|chapter|figure|rfc)"
     rb"\W{0,3}(?:\w{1,12} )?$"
 )
-_IP_WORD = re.compile(_words(r"\bip", "addr", "host", "server", "ping", r"\bdns", "subnet", "router", "gateway", "client", "://"))
+_IP_WORD = re.compile(rb"\bip|\bdns")
+_IP_PARTS = (b"addr", b"host", b"server", b"ping", b"subnet", b"router", b"gateway", b"client", b"://")
 _NOBODY_V4 = re.compile(rb"0\.|127\.|255\.")
 _HEX_WITH_DIGIT = re.compile(rb"(?i)(?=[a-f]*[0-9])[0-9a-f]{3,4}")
 
@@ -320,8 +337,10 @@ def _ipv4(match: Match) -> Span | None:
     """
     if _NOBODY_V4.match(match[0]):
         return None
-    before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()]
-    if _IP_WORD.search(before):
+    before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()].lower()
+    if before.endswith(b"section-"):
+        return None
+    if any(part in before for part in _IP_PARTS) or _IP_WORD.search(before):
         return match.span()
     return None if len(match[0]) == 7 or _VERSION_WORD.search(before) else match.span()
 
@@ -348,6 +367,176 @@ _IPV6_RULES = (
         _ipv6,
     ),
 )
+
+_HEX2 = rb"[0-9A-Fa-f]{2}"
+_MAC_SHAPE = (
+    _HEX2 + rb"(?::" + _HEX2 + rb"){5}|" + _HEX2 + rb"(?:-" + _HEX2 + rb"){5}|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}"
+)
+_MAC_WORD = re.compile(rb"(?i)\bmac\b|ether|hw ?addr|hardware|\bnic\b|bssid|wi-?fi|interface")
+
+
+def _mac(match: Match) -> Span | None:
+    """Neither nobody's address (all bytes alike) nor, without a word, decimal numbers between dashes or dots."""
+    if len(set(re.findall(_HEX2, re.sub(rb"[:.\-]", b"", match[0])))) == 1:
+        return None
+    decimal = b":" not in match[0] and not re.search(rb"[A-Fa-f]", match[0])
+    before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()]
+    return None if decimal and not _MAC_WORD.search(before) else match.span()
+
+
+_MAC_RULES = (
+    Rule(
+        "mac",
+        re.compile(rb"(?<![0-9A-Za-z])(?<![0-9A-Fa-f][:.\-])(?:" + _MAC_SHAPE + rb")(?![0-9A-Za-z]|[:.\-][0-9A-Fa-f])"),
+        _mac,
+    ),
+)
+
+
+# National numbers: what each looks like and how it is checked stands in `national_ids.py`.
+
+_WRITTEN = b"|".join(scheme.written.encode() for scheme in SCHEMES if scheme.written)
+_WRITTEN_FORMS = tuple((re.compile(scheme.written), scheme) for scheme in SCHEMES if scheme.written)
+_SCHEME_WORDS = tuple((re.compile(scheme.words, re.IGNORECASE), scheme) for scheme in SCHEMES)
+_GENERAL_WORD = re.compile(GENERAL_WORDS, re.IGNORECASE)
+_ANY_ID_WORD = ("(?i:" + "|".join((GENERAL_WORDS, *(scheme.words for scheme in SCHEMES))) + ")").encode()
+_ID_TOKEN = re.compile(rb"(?<![0-9A-Za-z])(?:[A-Z]{2} )?[A-Za-z]{0,6}[0-9][0-9A-Za-z]{0,17}(?:[ .\-/+]{1,2}[0-9A-Z]{1,9}){0,7}")
+_GAP = re.compile(r"[ .\-/]")
+
+
+def _is_number_of(scheme: Scheme, text: str) -> bool:
+    """Whether this is such a number; in Finland the sign between date and number is part of it."""
+    compact = text if scheme.compact.fullmatch(text) else _GAP.sub("", text).upper()
+    return scheme.compact.fullmatch(compact) is not None and scheme.valid(compact)
+
+
+def _written_id(match: Match) -> Span | None:
+    """A number in the writing that one country alone uses."""
+    text = match[0].decode()
+    return match.span() if any(form.fullmatch(text) and _is_number_of(scheme, text) for form, scheme in _WRITTEN_FORMS) else None
+
+
+@functools.lru_cache(maxsize=512)
+def _called(word: bytes) -> tuple[Scheme, ...]:
+    """The schemes that are called so; all with ten signs and more where the word is general. Words are those of the table."""
+    text = word.decode("utf-8", "replace")
+    general = _GENERAL_WORD.search(text)
+    return tuple(scheme for pattern, scheme in _SCHEME_WORDS if pattern.search(text) or (general and not scheme.short))
+
+
+def _named_id(match: Match) -> Span | None:
+    """The number behind a word, among the next three groups of digits."""
+    start, stop = match.end(), match.end() + CONTEXT_BYTES
+    for _ in range(3):
+        token = _ID_TOKEN.search(match.string, start, stop + 24)
+        if token is None or token.start() > stop:
+            return None
+        end = _id_end(token, _called(match[0])) if len(token[0]) >= 8 else None
+        if end:
+            return token.start(), end
+        group = GROUP.search(token[0])
+        start = token.start() + (group.end() if group else 1)
+    return None
+
+
+def _id_end(token: Match, named: tuple[Scheme, ...]) -> int | None:
+    """Where the longest number that begins with this token ends."""
+    text = token[0].decode()
+    for end in range(len(text), 7, -1):
+        whole = text[end - 1].isalnum() and not text[end : end + 1].isalnum() and _stands_alone(token.string, token.start() + end)
+        if whole and any(_is_number_of(scheme, text[:end]) for scheme in named):
+            return token.start() + end
+    return None
+
+
+_WRITTEN_ID = Rule(
+    "national_id",
+    re.compile(rb"(?<![0-9A-Za-z])(?<![0-9][.\-/])(?:" + _WRITTEN + rb")(?![0-9A-Za-z]|[.\-/][0-9])"),
+    _written_id,
+    probe=rb"[0-9]{6}[\-/][0-9]{4}|[0-9]\.[0-9]{3}\.[0-9]{3}-|[0-9]-[0-9]{8}-|[0-9]-[0-9]{4}-[0-9]{5}-|[0-9]{3}-[0-9]{3}-[0-9]{3}"
+    rb"|756\.?[0-9]{4}|[0-9]{2}\.[0-9]{2}\.[0-9]{2}-|[0-9]{6} [0-9]{5}|[0-9]{15}|[0-9][ .][0-9]{2}[ .][0-9]{2}[ .]",
+)
+_ID_GATE = (
+    rb"[XYZ]-?[0-9]{7}-?[A-Z]|[0-9]{8}-?[A-Z]|[0-9]{6}[\-+A-FU-Y][0-9]{3}[0-9A-Y]|[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2}"
+    rb"|[A-Za-z]{6}[0-9]{2}[A-Za-z][0-9]{2}|[A-Za-z]{4}[0-9]{6}[HMXhmx]|[0-9]{17}[Xx]|[0-9]{5}(?P<gap>[ .]?)2[AB]"
+).replace(rb"(?P<gap>[ .]?)", rb"[ .]?")
+_NAMED_ID = Rule("national_id", re.compile(_ANY_ID_WORD), _named_id)
+
+
+# Wallets: addresses in base 58 with a double SHA-256 (Bitcoin and its kin), in bech32 (BIP 173, 350), and by shape.
+
+_BASE58 = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_RIPPLE = bytes.maketrans(b"rpshnaf39wBUDNEGHJKLM4PQRST7VWXYZ2bcdeCg65jkm8oFqi1tuvAxyz", _BASE58)
+_BECH32 = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+
+
+def _base58_bytes(text: bytes) -> bytes:
+    number = 0
+    for letter in text:
+        number = number * 58 + _BASE58.index(letter)
+    return bytes(len(text) - len(text.lstrip(b"1"))) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def base58check_valid(text: bytes) -> bool:
+    """Whether the last four bytes are the double SHA-256 of the others; 21 bytes (Zcash: 22) make an address, more a key."""
+    data = _base58_bytes(text)
+    digest = hashlib.sha256(hashlib.sha256(data[:-4]).digest()).digest()
+    return len(data) in {25, 26, 37, 38, 82} and data[-4:] == digest[:4]
+
+
+def bech32_valid(text: str) -> bool:
+    """Whether the checksum is that of bech32 or bech32m."""
+    prefix, _, data = text.lower().rpartition("1")
+    values = [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
+    check = 1
+    for value in (*values, *(_BECH32.index(letter) for letter in data.encode())):
+        top, check = check >> 25, (check & 0x1FFFFFF) << 5 ^ value
+        for bit, mask in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            check ^= mask if top >> bit & 1 else 0
+    return check in {1, 0x2BC830A3}
+
+
+def _wallet(match: Match) -> Span | None:
+    text = match[0]
+    return match.span() if base58check_valid(text) or base58check_valid(text.translate(_RIPPLE)) else None
+
+
+def _wallet_key(match: Match) -> Span | None:
+    return match.span() if base58check_valid(match[0]) else None
+
+
+def _various(match: Match) -> Span | None:
+    """Not a constant such as forty zeros."""
+    return match.span() if len(set(match[0].lower())) >= 8 else None
+
+
+def _bech32(match: Match) -> Span | None:
+    return match.span() if bech32_valid(match[0].decode()) else None
+
+
+def _solana(match: Match) -> Span | None:
+    return match.span() if len(_base58_bytes(match[0])) == 32 else None
+
+
+_B58 = rb"[1-9A-HJ-NP-Za-km-z]"
+_BECH32_SHAPE = rb"(?:bc|tb|ltc|addr|stake|cosmos|osmo)1[02-9ac-hj-np-z]{%d,%d}|(?:BC|TB|LTC)1[02-9AC-HJ-NP-Z]{%d,%d}"
+_WALLET_RULES = (
+    Rule("wallet", re.compile(_OPEN + rb"0x[0-9A-Fa-f]{40}" + _SHUT), _various),
+    Rule("wallet", re.compile(_OPEN + _B58 + rb"{25,35}" + _SHUT), _wallet),
+    Rule("wallet", re.compile(_OPEN + rb"[48][0-9AB]" + _B58 + rb"{93}" + _SHUT), _various),
+    Rule("wallet", re.compile(_OPEN + rb"(?:" + _BECH32_SHAPE % (38, 110, 38, 110) + rb")" + _SHUT), _bech32),
+    Rule(
+        "wallet",
+        re.compile(_OPEN + _B58 + rb"{43,44}" + _SHUT),
+        _solana,
+        before=_words("solana", r"\bsol\b", "phantom", "wallet"),
+    ),
+    Rule(
+        "secret", re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT), _wallet_key
+    ),
+)
+_WALLET_GATE = rb"0x[0-9A-Fa-f]{40}|" + _B58 + rb"{25}|" + _BECH32_SHAPE % (20, 20, 20, 20)
+
 
 _LOCAL = rb"0-9A-Za-z_.+'&%\-\x80-\xff"
 _LOCAL_END = re.compile(rb"[" + _LOCAL + rb"]{1,64}\Z")
@@ -381,6 +570,11 @@ def _random(match: Match) -> Span | None:
     token = match["token"]
     mixed = GROUP.search(token) or not (token.islower() or token.isupper())
     return match.span() if mixed and len(set(token)) >= 8 else None
+
+
+def _issued_token(match: Match) -> Span | None:
+    """Not a placeholder: eight characters and more are different."""
+    return match.span() if len(set(match[0])) >= 8 else None
 
 
 def _random_value(match: Match) -> Span | None:
@@ -432,29 +626,81 @@ def _password(match: Match) -> Span | None:
 
 
 _END = rb"(?![0-9A-Za-z_\-])"
+_HEX = rb"[0-9a-f]"
+_URL64 = rb"[0-9A-Za-z_\-]"
 _ISSUED_TOKENS = (
+    # clouds and hosting
     rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",
+    rb"ABSK[0-9A-Za-z+/]{80,200}={0,2}",
+    rb"AIza" + _URL64 + rb"{35}",
+    rb"GOCSPX-" + _URL64 + rb"{28}",
+    rb"ya29\." + _URL64 + rb"{20,500}",
+    rb"do[oprt]_v1_" + _HEX + rb"{64}",
+    rb"HRKU-" + _URL64 + rb"{36,80}",
+    rb"hv[sb]\." + _URL64 + rb"{24,300}",
+    rb"dapi" + _HEX + rb"{32}(?:-[0-9])?",
+    rb"pul-" + _HEX + rb"{40}",
+    rb"nfp_[0-9A-Za-z]{36}",
+    rb"sbp_" + _HEX + rb"{40}",
+    rb"sb_secret_" + _URL64 + rb"{22,50}",
+    rb"pscale_(?:tkn|pw|oauth)_" + _URL64 + rb"{32,64}",
+    rb"fo1_" + _URL64 + rb"{43}",
+    rb"dp\.(?:pt|st|ct|sa|scim|audit)\.(?:[0-9a-z_\-]{2,35}\.)?[0-9A-Za-z]{40,44}",
+    # code and packages
     rb"github_pat_[0-9A-Za-z]{22}_[0-9A-Za-z]{59}",
-    rb"glpat-[0-9A-Za-z_\-]{20,64}",
+    rb"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|oas)-" + _URL64 + rb"{20,64}",
+    rb"AT(?:ATT3|BB|CTT3)[0-9A-Za-z_\-=.]{24,250}",
+    rb"npm_[0-9A-Za-z]{36}",
+    rb"pypi-AgE" + _URL64 + rb"{50,500}",
+    rb"rubygems_" + _HEX + rb"{48}",
+    rb"dckr_[po]at_" + _URL64 + rb"{27,36}",
+    rb"oy2[a-z0-9]{43}",
+    # mail, messages, monitoring, desks
     rb"xox[abeoprs]-[0-9A-Za-z\-]{10,250}",
     rb"xapp-[0-9]-[0-9A-Za-z\-]{10,250}",
+    rb"SG\." + _URL64 + rb"{22}\." + _URL64 + rb"{43}",
+    rb"SK" + _HEX + rb"{32}",
+    rb"key-" + _HEX + rb"{32}",
+    rb"[MNO][DQTjz][0-9A-Za-z_\-]{22,26}\." + _URL64 + rb"{6}\." + _URL64 + rb"{27,40}",
+    rb"gl(?:sa_[0-9A-Za-z]{32}_[0-9A-Fa-f]{8}|c_[0-9A-Za-z+/]{32,400}={0,2})",
+    rb"NRAK-[0-9A-Z]{27}",
+    rb"sntr(?:ys|yu)_[0-9A-Za-z+/=_]{40,250}",
+    rb"dt0[a-z][0-9]{2}\.[0-9A-Z]{24}\.[0-9A-Z]{64}",
+    rb"PMAK-" + _HEX + rb"{24}-" + _HEX + rb"{34}",
+    rb"lin_api_[0-9A-Za-z]{40}",
+    rb"ntn_[0-9A-Za-z]{40,50}",
+    rb"fig[dopu]_" + _URL64 + rb"{40,60}",
+    # payment
     rb"[sr]k_(?:live|test)_[0-9A-Za-z]{16,250}",
     rb"whsec_[0-9A-Za-z+/=]{24,100}",
-    rb"AIza[0-9A-Za-z_\-]{35}",
-    rb"GOCSPX-[0-9A-Za-z_\-]{28}",
-    rb"ya29\.[0-9A-Za-z_\-]{20,500}",
+    rb"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",
+    rb"sq0(?:atp|csp)-" + _URL64 + rb"{22,43}",
+    rb"access_token\$(?:production|sandbox)\$[0-9a-z]{16}\$" + _HEX + rb"{32}",
+    rb"EZ[AT]K[0-9A-Za-z]{54}",
+    rb"FLWSECK(?:_TEST)?-[0-9A-Za-z\-]{32,50}",
+    rb"access-(?:production|sandbox|development)-" + _HEX + rb"{8}(?:-" + _HEX + rb"{4}){3}-" + _HEX + rb"{12}",
+    # language models
     rb"hf_[0-9A-Za-z]{34}",
-    rb"npm_[0-9A-Za-z]{36}",
-    rb"pypi-AgEI[0-9A-Za-z_\-]{50,500}",
-    rb"SG\.[0-9A-Za-z_\-]{22}\.[0-9A-Za-z_\-]{43}",
-    rb"(?:sk|gw|gsk|xai|r8)[_\-](?P<token>[0-9A-Za-z_\-]{20,250})",
+    rb"pplx-[0-9A-Za-z]{40,56}",
+    rb"tgp_v1_" + _URL64 + rb"{40,50}",
+    rb"lsv2_[ps][tk]_" + _HEX + rb"{32}_" + _HEX + rb"{10}",
+    rb"pcsk_[0-9A-Za-z_]{50,80}",
+    rb"tvly-[0-9A-Za-z\-]{20,60}",
+    rb"nvapi-" + _URL64 + rb"{60,70}",
+    rb"jina_" + _URL64 + rb"{50,70}",
+    # encryption
+    rb"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}",
 )
+_PEM = rb"-----BEGIN (?:[0-9A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
 _TOKEN_RULES = (
-    Rule("secret", re.compile(_OPEN + rb"(?:" + rb"|".join(_ISSUED_TOKENS[:-1]) + rb")" + _END)),
-    Rule("secret", re.compile(_OPEN + _ISSUED_TOKENS[-1]), _random),
+    Rule("secret", re.compile(_OPEN + rb"(?:" + rb"|".join(_ISSUED_TOKENS) + rb")" + _END), _issued_token),
+    Rule("secret", re.compile(_OPEN + rb"(?:sk|gw|gsk|xai|r8|csk|fw)[_\-](?P<token>[0-9A-Za-z_\-]{20,250})"), _random),
+    Rule("secret", re.compile(rb"(?<=[0-9A-Za-z]{14})\.atlasv1\." + _URL64 + rb"{60,70}" + _END)),
+    Rule("secret", re.compile(rb"(?<=[0-9]{8}):AA" + _URL64 + rb"{33}" + _END)),
+    Rule("secret", re.compile(rb"(?<=[0-9a-f]{32})-us[0-9]{1,2}" + _SHUT), lambda match: (match.start() - 32, match.end())),
     Rule("secret", re.compile(_OPEN + rb"gh[pousr]_(?P<token>[0-9A-Za-z]{36,250})" + _SHUT), _github),
-    Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}"), _jwt),
-    Rule("secret", re.compile(rb"-----BEGIN (?:[0-9A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----")),
+    Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}(?:\.[0-9A-Za-z_\-]+)?"), _jwt),
+    Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?")),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
 )
@@ -478,18 +724,50 @@ _ASSIGNMENT_RULES = (
 )
 
 _TOKEN_HEAD = (
-    rb"A[KSB]IA|ACCA|g(?:h[pousr]|ithub_pat)_|glpat-|xox[abeoprs]-|xapp-|[sr]k_(?:live|test)_|whsec_|AIza|GOCSPX-|ya29\.|hf_|npm_"
-    rb"|pypi-AgEI|SG\.|(?:sk|gw|gsk|xai|r8)[_\-]|eyJ|-----BEGIN |hooks\.slack|(?i:bearer)[ \t]"
+    rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}|gh[pousr]_[0-9A-Za-z]{8}|(?:sk|gw|gsk|xai|r8|csk|fw)[_\-][0-9A-Za-z_\-]{20}"
+    rb"|xox[abeoprs]-[0-9A-Za-z\-]{10}|xapp-|[sr]k_(?:live|test)_|whsec_|AIza[0-9A-Za-z_\-]{8}|GOCSPX-|ya29\.|hf_[0-9A-Za-z]{8}"
+    rb"|npm_[0-9A-Za-z]{8}|pypi-AgE|SG\.[0-9A-Za-z_\-]{22}\.|eyJ[0-9A-Za-z_\-]{8,100}\.[0-9A-Za-z_\-]{8}|eyJ[0-9A-Za-z_\-]{101}"
+    rb"|-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY|hooks\.slack\.com/|(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}|ABSK"
+    rb"|do[oprt]_v1_|HRKU-|hv[sb]\.[0-9A-Za-z_\-]{8}|\.atlasv1\.|dapi[0-9a-f]{32}|pul-[0-9a-f]{8}|nfp_[0-9A-Za-z]{8}"
+    rb"|sbp_[0-9a-f]{8}|sb_secret_|pscale_|fo1_[0-9A-Za-z_\-]{8}|dp\.(?:pt|st|ct|sa|scim|audit)\.|github_pat_[0-9A-Za-z]{8}"
+    rb"|gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|oas)-[0-9A-Za-z_\-]{8}|AT(?:ATT3|BB|CTT3)[0-9A-Za-z_\-=.]{8}|rubygems_[0-9a-f]{8}"
+    rb"|dckr_[po]at_|oy2[a-z0-9]{43}|SK[0-9a-f]{32}|key-[0-9a-f]{32}|-us[0-9]|:AA[0-9A-Za-z_\-]{8}"
+    rb"|[MNO][DQTjz][0-9A-Za-z_\-]{22,26}\.|glsa_|glc_|NRAK-|sntry[su]_|dt0[a-z][0-9]{2}\.|PMAK-|lin_api_"
+    rb"|ntn_[0-9A-Za-z]{8}|fig[dopu]_[0-9A-Za-z_\-]{8}|shp(?:at|ca|pa|ss)_|sq0(?:atp|csp)-|access_token\$|EZ[AT]K[0-9A-Za-z]{8}"
+    rb"|FLWSECK|access-(?:production|sandbox|development)-|pplx-|tgp_v1_|lsv2_|pcsk_|tvly-|nvapi-|jina_|AGE-SECRET-KEY-1"
 )
+_COUNTRY = b"|".join(sorted(country.encode() for country in _IBAN_LENGTHS))
+_HEX4 = rb"[0-9A-Fa-f]{1,4}"
+_IPV6_GATE = rb"(?:" + _HEX4 + rb":){1,7}:|(?:" + _HEX4 + rb":){7}[0-9A-Fa-f]|::[0-9A-Fa-f]"
+_DOMAIN_GATE = rb"(?:@|%40)[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]*\.[0-9A-Za-z_\x80-\xff]"
 
 FAMILIES = (
-    Family(rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6,}", (*_CARD_RULES, *_SSN_RULES, *_PHONE_RULES), by_group=True),
-    Family(rb"[A-Za-z]{2}[0-9]{2}", _IBAN_RULES),
-    Family(rb"(?:@|%40)[0-9A-Za-z_\x80-\xff]", _EMAIL_RULES),
+    Family(rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6,}", (*_CARD_RULES, *_SSN_RULES, *_PHONE_RULES, _WRITTEN_ID), by_group=True),
+    Family(rb"(?i:" + _COUNTRY + rb")[0-9]{2}", _IBAN_RULES),
+    Family(_DOMAIN_GATE, _EMAIL_RULES),
     Family(rb"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]", _IPV4_RULES),
-    Family(rb"[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]", _IPV6_RULES),
-    Family(_TOKEN_HEAD, _TOKEN_RULES),
-    Family(rb"://[^ \t\r\n\f\v:/@\x1e]{0,64}:", _URL_RULES),
-    Family(_PASSWORD_WORD + rb"|" + _KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))", _ASSIGNMENT_RULES),
+    Family(_IPV6_GATE, _IPV6_RULES),
+    Family(_MAC_SHAPE, _MAC_RULES),
+    Family(_ID_GATE, (_WRITTEN_ID,)),
+    Family(_ANY_ID_WORD, (_NAMED_ID,), wordy=True),
+    Family(_WALLET_GATE, _WALLET_RULES),
+    Family(_TOKEN_HEAD, _TOKEN_RULES, far=True, wordy=True),
+    Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1]),
+    Family(_KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))", _ASSIGNMENT_RULES[1:], far=True, wordy=True),
 )
 """Every rule there is, in no order that matters."""
+
+
+def term_family(kind: str, words: Iterable[str]) -> Family:
+    """A customer's own words as a family: found whole, in any case of ASCII letters, others as written, small or large."""
+    forms = {form.strip() for word in words for form in (word, word.lower(), word.upper()) if form.strip()}
+    shapes = sorted((b"(?i:" + _literal(form) + b")" for form in forms), key=len, reverse=True)
+    gate = b"|".join(shapes) or b"[^\\x00-\\xff]"
+    return Family(gate, (Rule(kind, re.compile(_OPEN + b"(?:" + gate + b")" + _SHUT)),))
+
+
+def _literal(text: str) -> bytes:
+    """The bytes themselves as a pattern that both engines read alike; a blank stands for any run of white space."""
+    signs = (bytes((byte,)) for byte in text.encode("utf-8", "surrogatepass"))
+    return b"".join(sign if sign.isalnum() else b"[ \\t\\r\\n]{1,3}" if sign == b" " else b"\\x%02x" % sign[0] for sign in signs)

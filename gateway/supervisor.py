@@ -7,6 +7,7 @@ operator must mend first (weights, say) is named and looked at again. People rea
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import secrets
@@ -14,34 +15,27 @@ import signal
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
-from gateway import __version__, control, frames, process, weights
+from gateway import __version__, control, weights
 from gateway.auth import KeyFile, configured_keys, digest
 from gateway.config import ChatModel, Config, EmbeddingModel, off_reason, redis_url
-from gateway.errors import ConfigError, Problem, WorkerGone
+from gateway.control import Fronts
+from gateway.errors import ConfigError, Problem
 from gateway.files import write_atomically
 from gateway.policy.generation import Generation
 from gateway.policy.generation import load as load_policies
 from gateway.policy.store import Activated, Broken, Store, Waiting, Watcher
+from gateway.process import STOP_S, Child, Started, states
 
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0
-"""A process that lived this long starts again with the shortest pause."""
 POLL_S = 0.5
 """Between two looks at the policy folder; a change is in force within two of them."""
-BLOCKED_S = 2.0
-"""Between two looks at what keeps a worker from being started."""
-STOP_S = 5.0
-"""A worker that has not ended this long after SIGTERM is killed."""
 SOCKET_PATH_BYTES = 100
 """Unix socket paths are limited to 107 bytes on Linux and 103 on macOS."""
 
@@ -52,98 +46,25 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-class Child:
-    """One process that is kept running. `blocked` names what an operator must mend before a start makes sense."""
+class Supervisor:
+    """Everything that outlives a worker process: config, policies, the listening sockets, the children."""
 
     def __init__(
-        self,
-        name: str,
-        start: Callable[[], Awaitable[asyncio.subprocess.Process]],
-        *,
-        tell: Callable[..., None],
-        blocked: Callable[[], str | None] = lambda: None,
+        self, config: Config, generation: Generation, store: Store, listeners: Mapping[str, socket.socket], *, notice: str
     ) -> None:
-        self.name = name
-        self._start = start
-        self._tell = tell
-        self._blocked = blocked
-        self._stopping = asyncio.Event()
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def keep(self) -> None:
-        """Start, wait, start again; returns after `stop`."""
-        pause_s = FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            reason = self._blocked()
-            if reason is not None:
-                self._tell(self.name, reason)
-                await self._sleep(BLOCKED_S)
-                continue
-            began = time.monotonic()
-            self.process = await self._start()
-            last = await self._follow(self.process)
-            code = await self.process.wait()
-            if self._stopping.is_set():
-                return
-            if time.monotonic() - began > STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            if code == process.EXIT_UNUSABLE:
-                pause_s = LONGEST_PAUSE_S
-            ended = f"killed by signal {-code}" if code < 0 else f"exited with status {code}"
-            self._tell(self.name, last or f"{ended}; starting again in {pause_s:g} s")
-            await self._sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-
-    async def _follow(self, child: asyncio.subprocess.Process) -> str:
-        """Pass its states on until its output ends; the message of a last `failed`."""
-        failed = ""
-        while child.stdout is not None and (line := await child.stdout.readline()):
-            try:
-                status = msgspec.json.decode(line, type=process.Status)
-            except msgspec.MsgspecError:
-                continue
-            failed = status.message if status.state == "failed" else ""
-            ready = status.state == "ready"
-            self._tell(self.name, "" if ready else status.message or status.state, status.message if ready else "")
-        return failed
-
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-
-    async def stop(self, grace_s: float = STOP_S) -> None:
-        """SIGTERM, then SIGKILL after `grace_s`."""
-        self._stopping.set()
-        child = self.process
-        if child is None or child.returncode is not None:
-            return
-        with suppress(ProcessLookupError):
-            child.terminate()
-        try:
-            await asyncio.wait_for(child.wait(), grace_s)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-
-
-class Supervisor:
-    """Everything that outlives a worker process: config, policies, the listening socket, the children."""
-
-    def __init__(self, config: Config, generation: Generation, store: Store, listener: socket.socket, *, notice: str) -> None:
+        """`listeners` are by the name of the front worker that takes connections from them."""
         self._config = config
         self._generation = generation
         self._store = store
         self._number = 1
-        self._listener = listener
+        self._listeners = listeners
         self._notice = notice
         self._run_dir = _run_dir(config)
         self._sockets = {"cache": str(self._run_dir / "cache.sock")}
         for name in config.chat_models():
             self._sockets[f"model:{name}"] = str(self._run_dir / f"model-{name}.sock")
-        self._problems: dict[str, str] = dict.fromkeys(self._workers(), "starting")
-        self._front_writer: asyncio.StreamWriter | None = None
-        self._unsent: list[control.Event] = []
+        self._problems: dict[str, str] = dict.fromkeys((*self._workers(), *listeners), "starting")
+        self._fronts = Fronts(self._tell)
         self._admin_key = "gw-" + secrets.token_urlsafe(32)
         self._greeted = False
         self._stop = asyncio.Event()
@@ -168,16 +89,17 @@ class Supervisor:
             Child(name, partial(self._start_worker, name), tell=self._tell, blocked=partial(self._blocked, name))
             for name in self._workers()
         ]
-        front = Child("front", self._start_front, tell=self._tell)
-        tasks = [asyncio.create_task(child.keep()) for child in (*children, front)]
-        tasks.append(asyncio.create_task(self._watch_policies()))
+        fronts = [Child(name, partial(self._start_front, name), tell=self._tell) for name in self._listeners]
+        tasks = [asyncio.create_task(child.keep()) for child in (*children, *fronts)]
+        tasks += [asyncio.create_task(self._watch_policies()), asyncio.create_task(self._fronts.watch())]
         for task in tasks:
             task.add_done_callback(self._ended)
         await self._stop.wait()
         say(f"gateway: stopping; requests in flight may take {self._config.server.drain_s:g} s")
         self._event("gateway.stopped")
-        self._listener.close()
-        await front.stop(self._config.server.drain_s + STOP_S)
+        for listener in self._listeners.values():
+            listener.close()
+        await asyncio.gather(*(front.stop(self._config.server.drain_s + STOP_S) for front in fronts))
         await asyncio.gather(*(child.stop() for child in children))
         for task in tasks:
             task.cancel()
@@ -193,10 +115,13 @@ class Supervisor:
 
     def _publish(self) -> None:
         """What the command line needs to talk to this server, readable by its owner only."""
-        host, port = self._listener.getsockname()[:2]
-        known = {"url": f"http://{_reachable(host)}:{port}", "pid": os.getpid(), "admin_key": self._admin_key}
+        known = {"url": self._url(), "pid": os.getpid(), "admin_key": self._admin_key}
         path = self._config.state_dir / "run" / "server.json"
         write_atomically(path, msgspec.json.encode(known), mode=0o600)
+
+    def _url(self) -> str:
+        host, port = next(iter(self._listeners.values())).getsockname()[:2]
+        return f"http://{_reachable(host)}:{port}"
 
     def _blocked(self, name: str) -> str | None:
         """Missing weights. The cache worker runs without its embedder, so that it can say so."""
@@ -206,14 +131,16 @@ class Supervisor:
 
     # Each worker has a session of its own: Ctrl-C reaches the supervisor alone, which ends them in order.
 
-    async def _start_worker(self, name: str) -> asyncio.subprocess.Process:
+    async def _start_worker(self, name: str) -> Started:
         with suppress(FileNotFoundError):
             os.unlink(self._sockets[name])  # noqa: PTH108 - one system call on a socket's name, nothing to wait for
         command = self._cache_command() if name == "cache" else self._model_command(name.removeprefix("model:"))
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(
+        child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *command, stdin=pipe, stdout=pipe, start_new_session=True
         )
+        assert child.stdout is not None  # noqa: S101 - for the type checker; it is a pipe
+        return child, states(child.stdout, partial(self._tell, name))
 
     def _cache_command(self) -> list[str]:
         cache, name = self._config.cache, self._embedder() or ""
@@ -243,59 +170,39 @@ class Supervisor:
             *("--context", str(model.context)),
         ]
 
-    async def _start_front(self) -> asyncio.subprocess.Process:
+    async def _start_front(self, name: str) -> Started:
         ours, theirs = socket.socketpair()
+        listeners = {front: listener.fileno() for front, listener in self._listeners.items()}
         with theirs:
-            fds = (self._listener.fileno(), theirs.fileno())
-            command = ["gateway.app", "--listen-fd", str(fds[0]), "--control-fd", str(fds[1])]
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *command, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-            )
+            command = ["gateway.app", "--control-fd", str(theirs.fileno())]
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", *command),
+                    pass_fds=(*listeners.values(), theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         start = control.Start(
             config=msgspec.json.encode(self._config),
+            name=name,
+            listeners=listeners,
             sockets=self._sockets,
-            segment="front0",
             admin_sha256=digest(self._admin_key),
         )
-        for frame in (start, control.Activate(number=self._number, source=self._generation.source())):
-            writer.write(frames.encode(frame))
-        for name, problem in self._problems.items():
-            writer.write(frames.encode(control.WorkerNews(worker=name, problem=problem)))
-        self._front_writer = writer
-        asyncio.get_running_loop().create_task(self._hear_front(reader, writer))
-        return child
+        return child, self._talk(name, reader, writer, start)
 
-    async def _hear_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(WorkerGone):
-            while (frame := await frames.read(reader, control.from_front_decoder())) is not None:
-                if isinstance(frame, control.Serving):
-                    self._front_serves()
-        if self._front_writer is writer:
-            self._front_writer = None
-        writer.close()
-
-    def _front_serves(self) -> None:
-        for event in self._unsent:
-            self._send(event)
-        self._unsent.clear()
-        if not self._greeted:
-            self._greeted = True
-            self._event("gateway.started", version=__version__, policy=self._generation.hash)
-            say(self._banner())
-        else:
-            say("gateway: front worker is serving again")
-
-    def _send(self, frame: control.ToFront) -> bool:
-        if self._front_writer is None:
-            return False
-        self._front_writer.write(frames.encode(frame))
-        return True
+    async def _talk(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, start: control.Start) -> str:
+        activate = control.Activate(number=self._number, source=self._generation.source())
+        news = [control.WorkerNews(worker=worker, problem=problem) for worker, problem in self._problems.items()]
+        await self._fronts.talk(name, reader, writer, (start, activate, *news))
+        return ""
 
     def _event(self, name: str, **fields: str | int | list[str]) -> None:
-        event = control.Event(name=name, fields=dict(fields))
-        if not self._send(event):
-            self._unsent.append(event)
+        self._fronts.log(control.Event(name=name, fields=dict(fields)))
 
     def _tell(self, name: str, problem: str, remark: str = "") -> None:
         """How a child is; an empty problem means ready, `remark` adds to that. Said once for every change."""
@@ -304,12 +211,15 @@ class Supervisor:
         self._problems[name] = problem
         if self._stop.is_set():
             return
+        if name in self._listeners and not problem and not self._greeted:
+            self._greeted = True
+            self._event("gateway.started", version=__version__, policy=self._generation.hash)
+            say(self._banner())
         say(f"gateway: {name}: {problem or 'ready'}{f' ({remark})' if remark else ''}")
-        if name != "front":
-            self._send(control.WorkerNews(worker=name, problem=problem))
+        self._fronts.send(control.WorkerNews(worker=name, problem=problem))
         if not problem:
             self._event("worker.ready", worker=name)
-        elif problem.startswith(("killed", "exited")):
+        elif problem.startswith(("killed", "exited", "cannot be started", "does not answer")):
             self._event("worker.lost", worker=name, reason=problem)
 
     async def _watch_policies(self) -> None:
@@ -335,12 +245,11 @@ class Supervisor:
             return
         self._generation = generation
         self._number += 1
-        self._send(control.Activate(number=self._number, source=generation.source()))
+        self._fronts.send(control.Activate(number=self._number, source=generation.source()))
         say(f"gateway: policies @{generation.hash} are in force")
 
     def _banner(self) -> str:
-        host, port = self._listener.getsockname()[:2]
-        url = f"http://{_reachable(host)}:{port}/v1"
+        url = f"{self._url()}/v1"
         keys = KeyFile(self._config.state_dir / "keys.json")
         key = self._first_key(keys)
         lines = [f"\ngateway {__version__} listens on {url}", ""]
@@ -352,9 +261,9 @@ class Supervisor:
         for name, upstream in self._config.upstreams.items():
             reason = off_reason(upstream)
             lines.append(f"  upstream {name}: off, {reason}" if reason else f"  upstream {name}: on")
-        for name, problem in self._problems.items():
-            if name != "front":
-                lines.append(f"  worker   {name}: {problem or 'ready'}")
+        lines += [f"  worker   {name}: {self._problems[name] or 'ready'}" for name in self._workers()]
+        if len(self._listeners) > 1:
+            lines.append(f"  fronts   {len(self._listeners)} front workers")
         if self._notice:
             lines += ["", self._notice]
         model = "auto" if "auto" in self._config.models else next(iter(self._config.models), "MODEL")
@@ -399,20 +308,42 @@ def _run_dir(config: Config) -> Path:
     return Path(tempfile.mkdtemp(prefix="gateway-"))
 
 
-def _listen(config: Config) -> socket.socket:
-    """The listening socket. Raises ConfigError when the address cannot be had."""
-    host, port = config.server.host, config.server.port
+def _listen(config: Config) -> dict[str, socket.socket]:
+    """A listening socket for each front worker, all on one address. Raises ConfigError when the address cannot be had.
+
+    They stay open here, so that no connection is lost with the worker that would have taken it.
+    """
+    host, port, workers = config.server.host, config.server.port, config.server.workers
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        # Alone at first: SO_REUSEPORT by itself would share the address with another gateway, and say nothing.
+        found = [_bound(socket.socket(family, kind, proto), address)]
+        if workers > 1:
+            address = found[0].getsockname()
+            found[0].close()
+            found = [_bound(socket.socket(family, kind, proto), address, shared=True) for _ in range(workers)]
+        for listener in found:
+            listener.listen(2048)
     except OSError as error:
-        mend = "stop what listens there, or set another server.port" if error.errno == 98 else "set another server.host"
+        mend = (
+            "stop what listens there, or set another server.port"
+            if error.errno == errno.EADDRINUSE
+            else "set another server.host"
+        )
         message = f"cannot listen on {host}:{port}: {error.strerror or error}; {mend}"
         raise ConfigError([Problem(config.path, message)]) from None
-    listener.set_inheritable(False)
+    return {f"front{number}": listener for number, listener in enumerate(found)}
+
+
+def _bound(listener: socket.socket, address: Any, *, shared: bool = False) -> socket.socket:
+    """The socket at its address, together with others of ours when `shared`. Raises OSError, and closes it then."""
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
@@ -475,11 +406,14 @@ def serve(config: Config) -> int:
         KeyFile(config.state_dir / "keys.json").read()
         store = Store(config.state_dir / "policies")
         generation, notice = _first_generation(config, store)
-        with _listen(config) as listener:
-            return asyncio.run(_run(config, generation, store, listener, notice))
+        listeners = _listen(config)
+        with ExitStack() as open_:
+            for listener in listeners.values():
+                open_.enter_context(listener)
+            return asyncio.run(_run(config, generation, store, listeners, notice))
     finally:
         lock.close()
 
 
-async def _run(config: Config, generation: Generation, store: Store, listener: socket.socket, notice: str) -> int:
-    return await Supervisor(config, generation, store, listener, notice=notice).run()
+async def _run(config: Config, generation: Generation, store: Store, listeners: Mapping[str, socket.socket], notice: str) -> int:
+    return await Supervisor(config, generation, store, listeners, notice=notice).run()

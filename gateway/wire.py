@@ -139,7 +139,11 @@ def read(endpoint: str, body: bytes, *, deployment: str = "") -> Request:
 
     `deployment` is the model that the path names, if it names one; a body that names another is refused.
     """
-    data = parse(body)
+    return of(endpoint, parse(body), body=body, deployment=deployment)
+
+
+def of(endpoint: str, data: dict[str, Any], *, body: bytes = b"", deployment: str = "") -> Request:
+    """As `read`, of a body that is parsed already, or that we write ourselves and never had as bytes."""
     shape = ENDPOINTS[endpoint]
     model = _field(data, "model", str) or deployment
     if not model and not shape.model_optional:
@@ -346,7 +350,7 @@ ENDPOINTS: Mapping[str, Shape] = MappingProxyType(
         "completions": Shape("completions", _read_completion, include_usage=False),
         "embeddings": Shape("embeddings", _read_embeddings),
         "responses": Shape("responses", _read_responses),
-        "responses/compact": Shape("responses", _read_responses, model_optional=True),
+        "responses/compact": Shape("responses", _read_responses),
         "responses/input_tokens": Shape("responses", _read_responses, model_optional=True),
         "messages": Shape("messages", _read_messages),
         "messages/count_tokens": Shape("messages", _read_messages),
@@ -356,6 +360,9 @@ ENDPOINTS: Mapping[str, Shape] = MappingProxyType(
     }
 )
 """Everything that takes a JSON body and is judged by policy, by its path below `/v1/`."""
+
+UPLOADS = ("files", "audio/transcriptions", "audio/translations", "images/edits", "images/variations")
+"""Everything that takes a form (multipart/form-data) with a file in it and is judged by policy."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOKEN = re.compile(_STRING + rb'|[{}\[\]:,]|[^\s"{}\[\]:,]++', re.DOTALL)
@@ -382,7 +389,7 @@ def with_model(request: Request, model: str) -> bytes:
         edited = request.body[:start] + quoted + request.body[end:]
         if json.loads(edited) == wanted:
             return edited
-    start, end = _span(request.body, "model")
+    start, end = span(request.body, "model")
     return _checked(request.body[:start] + quoted + request.body[end:], wanted)
 
 
@@ -394,10 +401,10 @@ def with_usage(body: bytes) -> bytes:
     if "stream_options" not in data:
         end = body.rindex(b"}")
         return _checked(body[:end] + b',"stream_options":{"include_usage":true}' + body[end:], wanted)
-    start, end = _span(body, "stream_options")
+    start, end = span(body, "stream_options")
     value = body[start:end]
     if "include_usage" in options:
-        first, last = _span(value, "include_usage")
+        first, last = span(value, "include_usage")
         value = value[:first] + b"true" + value[last:]
     else:
         value = b'{"include_usage":true' + (b"," + value[1:] if options else b"}")
@@ -410,7 +417,7 @@ def _checked(edited: bytes, wanted: dict[str, Any]) -> bytes:
     return edited
 
 
-def _span(body: bytes, name: str) -> tuple[int, int]:
+def span(body: bytes, name: str) -> tuple[int, int]:
     """Start and end of the value of a top-level key, in bytes. The body is a valid JSON object that has it."""
     depth, key, start, last_end = 0, None, 0, 0
     expect_key = False

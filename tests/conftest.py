@@ -24,6 +24,7 @@ async def world(tmp_path):
     yield make
     for one in made:
         await one.affinity.aclose()
+        await one.responses.aclose()
         for upstream in one.upstreams.values():
             await upstream.aclose()
 

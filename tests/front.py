@@ -22,6 +22,12 @@ from gateway.http.inference import Edge
 from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
 from gateway.policy.generation import Catalogue, Generation
+from gateway.responses.seal import Seal
+from gateway.responses.serve import Responses
+from gateway.responses.store import ResponseStore
+from gateway.transfers.judge import Parts
+from gateway.transfers.kept import Kept
+from gateway.transfers.uploads import Uploads
 from gateway.upstreams.echo import Echo
 from gateway.upstreams.openai import connect
 
@@ -49,6 +55,7 @@ class World:
         self.records, self.tokens, self.events = [], [], []
         dispatch = Dispatch(self.upstreams, self.config.upstreams, self.health)
         self.affinity = Affinity(folder / "responses.sqlite")
+        self.responses = Responses(ResponseStore(folder / "stored_responses.sqlite3"), Seal(folder / "compaction.key"))
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
@@ -56,15 +63,27 @@ class World:
             cache=self.cache,
             health=self.health,
             affinity=self.affinity,
+            responses=self.responses,
         )
         self.keys = Keys(KeyFile(folder / "keys.json"), ())
         self.key = KeyFile(folder / "keys.json").add("test")
+        transfers = Parts(
+            config=self.config,
+            generation=lambda: self.generation,
+            dispatch=dispatch,
+            health=self.health,
+            affinity=self.affinity,
+        )
         self.edge = Edge(
             keys=self.keys,
             pipeline=self.pipeline,
             ledgers=self.ledger,
             log_problem=lambda: None,
+            uploads=Uploads(transfers, spool_folder=folder / "spool"),
+            kept=Kept(transfers),
             max_body_bytes=self.config.server.max_body_bytes,
+            max_file_bytes=self.config.server.max_file_bytes,
+            body_timeout_s=self.config.server.body_timeout_s,
         )
 
     def set_capabilities(self, able):

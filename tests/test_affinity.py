@@ -1,4 +1,4 @@
-"""The table of stored responses: whose they are, where they are, and how long it remembers."""
+"""The table of what upstreams keep: whose it is, where it is, and how long it remembers."""
 
 import sqlite3
 
@@ -74,6 +74,48 @@ async def test_it_holds_no_text(opened, tmp_path):
     table.remember("a", "resp_1", MADE)
     await table.aclose()
     with sqlite3.connect(tmp_path / "state" / "responses.sqlite") as connection:
-        rows = connection.execute("select * from responses").fetchall()
+        rows = connection.execute("select * from kept").fetchall()
     connection.close()
-    assert rows == [("a", "resp_1", "up", "gpt", "m", "internal", 1_000.0)]
+    assert rows == [("a", "response", "resp_1", "up", "gpt", "m", "internal", 1_000.0)]
+
+
+async def test_a_table_of_responses_alone_is_taken_over(opened, tmp_path):
+    """What an earlier version remembered is found under its kind, and under no other."""
+    path = tmp_path / "state" / "responses.sqlite"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table responses (tenant, id, upstream, model, name, class, made_at)")
+        connection.execute("insert into responses values ('a', 'x1', 'up', 'gpt', 'm', 'internal', 999.0)")
+    connection.close()
+    table = opened()
+    assert (await table.find("a", "x1"), await table.find("a", "x1", kind="file")) == (MADE, None)
+
+
+async def test_what_is_no_response_stays_until_it_is_deleted(opened):
+    """Files and batches have no end of their own here."""
+    table = opened(0.0)
+    table.remember("a", "file_1", MADE, kind="file")
+    await table.aclose()
+    table = opened(KEEP_S * 100)
+    assert await table.find("a", "file_1", kind="file") == MADE
+    table.forget("a", "file_1", kind="file")
+    assert await table.find("a", "file_1", kind="file") is None
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_a_tenants_ids_come_page_by_page(opened, newest_first):
+    """In order, each once, without another tenant's or another kind's; nothing follows an id that is not known."""
+    times = iter(range(100))
+    table = opened()
+    table._clock = lambda: float(next(times) // 2)
+    for number in range(7):
+        table.remember("a", f"file_{number}", MADE, kind="file")
+    table.remember("b", "file_b", MADE, kind="file")
+    table.remember("a", "batch_1", MADE, kind="batch")
+    found, after = [], ""
+    while page := await table.page("a", kind="file", after=after, newest_first=newest_first, limit=3):
+        found += [id_ for id_, _ in page]
+        after = found[-1]
+    expected = [f"file_{number}" for number in range(7)]
+    assert found == (expected[::-1] if newest_first else expected)
+    assert await table.page("a", kind="file", after="file_b", newest_first=newest_first, limit=3) == []

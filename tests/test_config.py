@@ -64,7 +64,7 @@ def test_a_wrong_config_is_refused_with_place_cause_and_mend(text, said):
 def test_all_faults_are_told_at_once():
     """An operator mends the whole file in one go."""
     with pytest.raises(ConfigError) as caught:
-        parse('[server]\nport = -1\nworkers = 2\n[cache]\nttl = 1\n[upstreams.x]\nkind = "echo"\nfail = "ever"\n')
+        parse('[server]\nport = -1\nworkers = 0\n[cache]\nttl = 1\n[upstreams.x]\nkind = "echo"\nfail = "ever"\n')
     assert [problem.place for problem in caught.value.problems] == ["c.toml:2:1", "c.toml:3:1", "c.toml:5:1", "c.toml:8:1"]
 
 

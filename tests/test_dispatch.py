@@ -11,6 +11,9 @@ from front import Client, body
 from hostile import GOOD, HANG, RESET, answer, chunk, completion, error, head, hostile
 
 from gateway import dispatch, sse
+from gateway.health import FAILURES_TO_OPEN
+from gateway.policy.decision import Chosen, Decision
+from gateway.upstreams import Call
 from gateway.upstreams.echo import EchoAnswer
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -190,6 +193,92 @@ async def test_the_deadline_holds_over_all_attempts(world, server):
     made = world(slow=settings(server, retries=3), spare={"fail": "hang"}, third={})
     got = await Client(made, body(stream=True), x_gateway_deadline_ms="200").answer()
     assert (got.status, made.records[0].tried) == (504, ("slow/m",))
+
+
+def attempts(made, **patience):
+    """A Dispatch of this world, the one candidate it may ask, and how a call to it is made."""
+    found = dispatch.Dispatch(made.upstreams, made.config.upstreams, made.health, **patience)
+    options = tuple(Chosen(option=option) for option in made.generation.catalogue.options())
+
+    async def prepare(option):
+        return Call(request_id="r", endpoint="chat/completions", model="m", body=body(stream=True), stream=True)
+
+    def open_(**limits):
+        return found.open(Decision(policy="p@0", rule="", candidates=options, **limits), prepare, made.ledger())
+
+    return open_
+
+
+async def test_retries_back_off_by_lot(world, server):
+    """The longest wait doubles from one try to the next; how much of it is waited, chance decides."""
+    server.scripts = [[error(500)], [error(500)], [error(500)], GOOD]
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    opened = await attempts(world(up=settings(server, retries=3)), sleep=sleep, draw=lambda: 0.5)()
+    await opened.aclose()
+    assert slept == [dispatch.FIRST_BACKOFF_S * share for share in (0.5, 1.0, 2.0)]
+
+
+async def test_a_wait_beyond_the_deadline_is_not_begun(world, server):
+    """The time that is left goes to the next candidate."""
+    server.scripts = [[error(500)]]
+
+    async def sleep(seconds):
+        raise AssertionError
+
+    opened = await attempts(world(up=settings(server, retries=3), spare={}), sleep=sleep, draw=lambda: 0.999)(deadline_ms=150)
+    await opened.aclose()
+    assert (opened.option.upstream, len(server.requests)) == ("spare", 1)
+
+
+async def test_an_upstream_that_says_when_is_not_asked_before(world, server):
+    """A 503 with `retry-after` is no failure to try again at once."""
+    server.scripts = [[error(503, retry_after=2)]]
+    made = world(up=settings(server, retries=3), spare={})
+    assert (await ask(made, stream=True)).status == 200
+    assert made.records[0].tried == ("up/m", "spare/m")
+
+
+def after_its_pause(made):
+    """The option's breaker was open, and its time has come."""
+    for _ in range(FAILURES_TO_OPEN):
+        made.health.failed("up/m", "why")
+    made.health._state("up/m").paused_until = 0.0
+    return made
+
+
+async def test_after_a_breakers_pause_one_request_finds_out(world, server):
+    """The others are told to come again, until its first event; a client that leaves hands its place on."""
+    server.scripts = [[head(), HANG]]
+    made = after_its_pause(world(up=settings(server)))
+    probe = Client(made, body(stream=True))
+    await server.arrived.wait()
+    others = [await Client(made, body(str(number))).answer() for number in range(3)]
+    assert {(got.status, got.headers["x-should-retry"]) for got in others} == {(503, "true")}
+    assert len(server.requests) == 1
+    probe.leaves.set()
+    await probe.task
+    server.scripts = [GOOD]
+    assert (await ask(made, stream=True)).status == 200
+    assert (await ask(made, stream=False)).status == 200
+
+
+async def test_who_was_sent_there_before_the_probe_left_goes_elsewhere(world, server):
+    """A decision may be a moment old: the probe is claimed when the attempt leaves, not when it is decided."""
+    server.scripts = [[head(), HANG]]
+    made = after_its_pause(world(up=settings(server), spare={}))
+    open_ = attempts(made)
+    probe = asyncio.create_task(open_())
+    await server.arrived.wait()
+    opened = await open_()
+    await opened.aclose()
+    probe.cancel()
+    await asyncio.wait([probe])
+    assert (opened.option.upstream, len(server.requests), made.idle()) == ("spare", 1, True)
+    assert [fields["kind"] for name, fields in made.events if name == "upstream.failed"] == ["probed"]
 
 
 GOOD_STREAMS = {

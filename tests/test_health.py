@@ -81,6 +81,60 @@ def test_a_burst_of_failures_is_one_pause(view, clock):
     assert state(view).up
 
 
+@pytest.fixture
+def back(view, clock):
+    """The view of an option whose breaker was open and whose pause is over."""
+    fail(view, FAILURES_TO_OPEN)
+    clock.now += FIRST_PAUSE_S
+    return view
+
+
+def test_after_the_pause_one_attempt_leaves_alone(back):
+    """For everybody else the option stays down, also for those who were sent there a moment before."""
+    assert state(back).up
+    assert (back.started("up/m"), back.admit("up/m"), back.started("up/m")) == (True, False, False)
+    assert (state(back).up, "finds out" in state(back).reason) == (False, True)
+
+
+def test_a_probe_that_fails_opens_the_breaker_for_twice_as_long(back, clock):
+    """And the next one has to wait for the end of that pause."""
+    back.started("up/m")
+    back.withdrawn("up/m")
+    fail(back)
+    clock.now += 2 * FIRST_PAUSE_S - 0.01
+    assert not state(back).up
+    clock.now += 0.01
+    assert (state(back).up, back.started("up/m")) == (True, True)
+
+
+def test_a_probe_that_tells_nothing_leaves_its_place_to_the_next(back):
+    """Its client left, or the request was at fault."""
+    back.started("up/m")
+    back.withdrawn("up/m")
+    back.ended("up/m")
+    assert (state(back).up, back.started("up/m")) == (True, True)
+
+
+def test_a_probes_first_event_lets_the_others_in_on_probation(back, clock):
+    """One more failure opens the breaker again; an answer that comes to its end closes it."""
+    back.started("up/m")
+    back.began("up/m", 10.0)
+    assert (state(back).up, back.admit("up/m"), back.started("up/m")) == (True, True, False)
+    fail(back)
+    assert not state(back).up
+    clock.now += 2 * FIRST_PAUSE_S
+    back.started("up/m")
+    back.answered("up/m")
+    fail(back, FAILURES_TO_OPEN - 1)
+    assert state(back).up
+
+
+def test_without_failures_nobody_is_a_probe(view):
+    """A thousand may leave at once."""
+    fail(view, FAILURES_TO_OPEN - 1)
+    assert not any(view.started("up/m") for _ in range(1000))
+
+
 def test_being_asked_to_wait_is_no_failure(view, clock):
     """It is left alone for so long, within reason, and its count stays."""
     for _ in range(FAILURES_TO_OPEN):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.ledger import Record, Usage
-from gateway.metrics import Metrics, merge
+from gateway.metrics import Counts, Metrics, add_up, render
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +55,7 @@ def test_unknown_names_do_not_become_labels():
     metrics = make()
     for number in range(150):
         metrics.observe(record(route=f"openai/made-up-{number}", error=f"code-{number}", ending="failed", status=502))
-    page = metrics.render()[0]
+    page = render(metrics.counts())[0]
     assert "made-up" not in page.decode()
     assert value(page, "gateway_errors_total", kind="other") == 50
     labels = {"endpoint": "chat/completions", "route": "other", "status": "502", "ending": "failed"}
@@ -79,7 +80,7 @@ def test_one_record_moves_every_sum_once():
             overhead_ms=0.3,
         )
     )
-    page, kind = metrics.render()
+    page, kind = render(metrics.counts())
     assert kind.startswith("text/plain")
     route = {"route": "openai/gpt-4o"}
     assert value(page, "gateway_tokens_total", direction="completion", source="external", **route) == 30
@@ -98,7 +99,7 @@ def test_the_log_and_the_upstreams_are_shown():
     metrics = make()
     metrics.upstream_state("openai", up=False)
     metrics.upstream_state("stranger", up=True)
-    page = metrics.render()[0]
+    page = render(metrics.counts())[0]
     assert (value(page, "gateway_log_dropped_total"), value(page, "gateway_log_queue")) == (2, 7)
     assert (value(page, "gateway_upstream_up", upstream="openai"), value(page, "gateway_upstream_up", upstream="local")) == (0, 1)
     assert b"stranger" not in page
@@ -110,34 +111,42 @@ def test_a_new_config_changes_the_names():
     metrics.observe(record(route="openai/gpt-4o"))
     metrics.configured(routes=["new/model"], upstreams=["new"])
     metrics.observe(record(route="new/model"))
-    page = metrics.render()[0]
+    page = render(metrics.counts())[0]
     assert value(page, "gateway_request_duration_seconds_count", route="new/model") == 1
     assert value(page, "gateway_request_duration_seconds_count", route="openai/gpt-4o") == 1
     assert b'upstream="openai"' not in page
 
 
+OUTCOMES = st.tuples(st.sampled_from(("local/small", "openai/gpt-4o", "")), st.sampled_from(("", "cut")), st.floats(0, 1e6))
+
+
 @settings(max_examples=30)
-@given(st.lists(st.lists(st.floats(0, 1e6), max_size=8), min_size=1, max_size=3))
-def test_workers_add_up(durations):
-    """The merged page of several workers is the page one worker would show that had seen everything."""
-    workers, together = [make() for _ in durations], make()
-    for worker, seen in zip(workers, durations, strict=True):
-        for duration_ms in seen:
-            worker.observe(record(route="local/small", duration_ms=duration_ms))
-            together.observe(record(route="local/small", duration_ms=duration_ms))
-    merged = samples(merge([worker.render()[0].decode() for worker in workers]))
-    for key, expected in samples(together.render()[0]).items():
-        if "log" not in key[0]:
-            assert abs(merged[key] - expected) <= 1e-6 * abs(expected)
+@given(st.lists(st.lists(OUTCOMES, max_size=8), min_size=1, max_size=3))
+def test_workers_add_up(workers):
+    """The page of several workers, over their sockets' wire, is the page one worker would show that had seen everything."""
+    together, parts = make(), []
+    for outcomes in workers:
+        worker = make()
+        for route, error, duration_ms in outcomes:
+            for metrics in (worker, together):
+                metrics.observe(record(route=route, error=error, duration_ms=duration_ms, cost_usd=0.5))
+        parts.append(msgspec.msgpack.decode(msgspec.msgpack.encode(worker.counts()), type=Counts))
+    merged = samples(render(add_up(parts))[0])
+    expected = samples(render(together.counts())[0])
+    assert merged.keys() == expected.keys()
+    for key, value_ in expected.items():
+        times = len(workers) if "log" in key[0] else 1
+        assert abs(merged[key] - times * value_) <= 1e-6 * abs(value_)
 
 
 def test_an_upstream_is_up_when_any_worker_tries_it():
-    """Merging does not add up states."""
+    """Adding up does not add up states, and leaves what it was given as it was."""
     first, second = make(), make()
     first.upstream_state("openai", up=False)
-    page = merge([first.render()[0].decode(), second.render()[0].decode()])
+    page = render(add_up([first.counts(), second.counts()]))[0]
     assert value(page, "gateway_upstream_up", upstream="openai") == 1
     assert value(page, "gateway_log_queue") == 14
+    assert value(render(first.counts())[0], "gateway_upstream_up", upstream="openai") == 0
 
 
 def test_every_metric_is_documented():
@@ -147,7 +156,7 @@ def test_every_metric_is_documented():
     text = (ROOT / "docs/metrics.md").read_text()
     rows = dict(re.findall(r"^\| `(gateway_\w+)` \| \w+ \| ([^|]*)\|", text, re.MULTILINE))
     shown = {}
-    for family in text_string_to_metric_families(metrics.render()[0].decode()):
+    for family in text_string_to_metric_families(render(metrics.counts())[0].decode()):
         name = family.name + ("_total" if family.type == "counter" else "")
         shown[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows.items()} == shown

@@ -516,3 +516,131 @@ def test_every_kind_is_documented():
     page = (Path(__file__).parents[1] / "docs" / "privacy.md").read_text(encoding="utf-8")
     assert "not detected" in page.split("\n\n")[1]
     assert all(f"| `{kind.name}` | {kind.about.split(':')[0].split(',')[0]}" in page for kind in KINDS)
+
+
+# Places in the original text
+
+TWISTED = st.lists(
+    MESSY | st.sampled_from(["…", "\u200b", "\uff11\uff12", "\\n", "\\u0034", '\\"', "\u0301", "ⅷ", "㎏", "\\\\", "\U0001d7d0"]),
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=TWISTED)
+def test_located_spans_cut_out_exactly_what_was_found(text):
+    """Each place in the original text, cut out, reads as what was found; and no finding is lost or added."""
+    plain, found, located = normalise(text), find(text), privacy.locate(text)
+    assert [one.kind for one in located] == [one.kind for one in found]
+    for place, one in zip(located, found, strict=True):
+        read, wanted = normalise(text[place.start : place.end]), plain[one.start : one.end]
+        assert wanted in read
+        assert len(read) <= len(wanted) + 2 * len("...")  # a character that stands for several is cut out whole
+    assert all(0 <= one.start < one.end <= len(text) for one in located)
+
+
+def test_a_place_covers_disguised_letters_whole():
+    """A span begins and ends at the original characters, escapes and invisible ones inside included."""
+    number = card(random.Random(12), "4", 16)
+    shown = "\u200b".join(number[:8]) + DISGUISES["inner json escapes"](number[8:])
+    (one,) = privacy.locate(f"… ﬁne: {shown} ok")
+    assert f"… ﬁne: {shown} ok"[one.start : one.end] == shown
+
+
+def test_text_before_explains_a_number_and_is_not_located():
+    """The string before may name what a number is; places count from the text itself."""
+    bare = ssn(random.Random(10), "")
+    assert privacy.locate(bare) == []
+    assert privacy.locate(bare, before="ssn") == [privacy.Finding("ssn", 0, 9)]
+    assert privacy.locate("x", before="a@b.com") == []
+
+
+# What was read before
+
+REMEMBERING = Detector()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    texts=st.lists(MESSY | st.sampled_from(["x" * 2048, "my ssn " + "y " * 1100 + "ssn:", "password", "123456789"]), max_size=12)
+)
+def test_pieces_and_verdicts_find_what_the_whole_holds(texts):
+    """Cut into pieces, read for the first or the second time, a body has the kinds that it has when read in one."""
+    detector = REMEMBERING
+    detector.forget()
+    whole = detector.kinds(SEPARATOR.join(texts))
+    assert detector.kinds_of_all(texts) == whole == detector.kinds_of_all(texts)
+
+
+def test_a_verdict_hangs_on_what_stands_before():
+    """The same piece is judged anew behind other words."""
+    detector, piece = Detector(), "123456789 " + "and so on " * 300
+    assert detector.kinds_of_all(["y" * 2048, piece]) == frozenset()
+    assert detector.kinds_of_all(["y" * 2048 + " my ssn", piece]) == {"ssn"}
+
+
+def test_verdicts_are_bounded_and_hold_no_text():
+    """What is remembered is digests and kinds, at most two generations of them."""
+    detector = Detector()
+    for n in range(3):
+        detector.kinds_of_all([f"{n} a@b.com " * 300])
+    memory = detector._verdicts
+    assert set(memory._young.values()) == {frozenset({"email"})}
+    assert all(len(mark) <= 32 and b"a@b" not in mark for mark in memory._young)
+    for n in range(20_000):
+        memory.put(n.to_bytes(4, "big"), frozenset())
+    assert len(memory._young) + len(memory._old) <= 2 * privacy._REMEMBERED
+
+
+# More kinds
+
+
+def test_a_customers_words_are_a_kind():
+    """A list of terms is found whole, in any case, in disguise, and across a line break."""
+    detector = Detector(terms={"project": ["Blue Heron", "Zürich-7"]})
+    for text in ("about BLUE  heron?", "\uff22\uff4c\uff55\uff45\nHeron", "in zürich-7."):
+        assert detector.kinds(text) == {"project"}
+    assert detector.kinds("blue herons, Zürich-77") == frozenset()
+
+
+def test_text_parts_are_read_as_one():
+    """A number split over the text parts of one message is found where they meet."""
+    number = card(random.Random(4), "4", 16)
+    parts = [{"type": "text", "text": f"it is {number[:7]}"}, {"type": "text", "text": number[7:] + " ok"}]
+    assert scan({"content": parts}, max_chars=999).kinds == {"card"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("mac", "00:1b:44:11:3a:b7"),
+        ("mac", "00-1B-44-11-3A-B7"),
+        ("mac", "001b.4411.3ab7"),
+        ("national_id", "CPF 529.982.247-25"),
+        ("national_id", "the number 529.982.247-25"),
+        ("national_id", "my NHS number is 943 476 5919"),
+        ("national_id", "DNI: 12345678Z"),
+        ("national_id", "756.9217.0769.85"),
+        ("wallet", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2"),
+        ("wallet", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"),
+    ],
+)
+def test_more_kinds_are_found(kind, text):
+    """Published examples of hardware addresses, national numbers and wallets are found."""
+    assert kinds(text) == {kind}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ff:ff:ff:ff:ff:ff", "aa:bb:cc:dd:ee:ff:00", "12-10-20-30-40-50", "529.982.247-26", "NHS 943 476 5918", "12345678A",
+     "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3", "0x" + "0" * 40, "tax id 1234567"],
+)  # fmt: skip
+def test_what_only_looks_like_them_is_not(text):
+    """Broadcast addresses, fingerprints, wrong check digits and constants are not reported."""
+    assert not kinds(text) & {"mac", "national_id", "wallet"}
+
+
+def test_the_span_of_a_private_key_is_the_whole_key():
+    """What is located of a key block ends with its last line, so that redaction leaves nothing of it."""
+    text = "-----BEGIN " + "PRIVATE KEY-----\nQUJD\nREVG\n-----END " + "PRIVATE KEY-----\nbye"
+    assert [text[one.start : one.end][-5:] for one in privacy.locate(text)] == ["-----"]

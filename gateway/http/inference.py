@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, Self
 
 from litestar.types import HTTPScope, Receive, Send
@@ -21,14 +21,19 @@ from gateway.dispatch import finished
 from gateway.errors import (
     ApiError,
     InternalError,
+    RequestTimeout,
     TooLarge,
     Unavailable,
     UnsupportedMedia,
 )
+from gateway.facts import loggable
 from gateway.http import paths
 from gateway.ledger import Ending, Ledger
 from gateway.pipeline import Incoming, Pipeline
 from gateway.reply import JSON, BrokenOff, Headers, Reply
+from gateway.transfers.kept import Kept
+from gateway.transfers.uploads import Uploads
+from gateway.wire import UPLOADS
 
 DRAIN_S = 5.0
 """How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
@@ -62,13 +67,21 @@ class Edge:
         pipeline: Pipeline,
         ledgers: Callable[[str, str], Ledger],
         log_problem: Callable[[], str | None],
+        uploads: Uploads,
+        kept: Kept,
         max_body_bytes: int,
+        max_file_bytes: int,
+        body_timeout_s: float,
     ) -> None:
         self._keys = keys
         self._pipeline = pipeline
         self._ledgers = ledgers
         self._log_problem = log_problem
+        self._uploads = uploads
+        self._kept = kept
         self._max_body_bytes = max_body_bytes
+        self._max_file_bytes = max_file_bytes
+        self._body_timeout_s = body_timeout_s
         self.in_flight = 0
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -76,7 +89,7 @@ class Edge:
         target = paths.find(scope["path"])
         name = target.name if target else "unknown"
         ledger = self._ledgers(request_id(), name)
-        exchange = _Exchange(receive, send, ledger, dialects.of(name))
+        exchange = _Exchange(receive, send, ledger, dialects.of(name), self._body_timeout_s)
         self.in_flight += 1
         try:
             await self._serve(target, scope, exchange, ledger)
@@ -98,7 +111,7 @@ class Edge:
 
     async def _serve(self, target: paths.Target | None, scope: HTTPScope, exchange: _Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
-        ledger.note(client_request_id=_printable(headers.get("x-client-request-id", "")))
+        ledger.note(client_request_id=loggable(_printable(headers.get("x-client-request-id", ""))))
         if target is None:
             raise paths.unknown(scope["method"], scope["path"])
         endpoint = ledger.endpoint = target.endpoint(scope["method"])
@@ -109,10 +122,15 @@ class Edge:
             raise Unavailable(
                 f"Requests cannot be logged, so none is served: {problem}", code="log_unavailable", retry_after_s=5.0
             )
-        if not target.id:
-            _check_media(headers)
-        body = await exchange.body(_declared_bytes(headers), self._max_body_bytes)
-        ledger.event("request.opened", endpoint=endpoint, key_label=principal.label, tenant=principal.tenant, bytes=len(body))
+        if endpoint in UPLOADS:
+            _check_encoding(headers)
+            body, size = b"", exchange.stream(headers, self._max_file_bytes)
+        else:
+            if not target.id and scope["method"] == "POST":
+                _check_media(headers)
+            body = await exchange.body(_declared_bytes(headers), self._max_body_bytes)
+            size = len(body)
+        ledger.event("request.opened", endpoint=endpoint, key_label=principal.label, tenant=principal.tenant, bytes=size)
         incoming = Incoming(
             endpoint=endpoint,
             body=body,
@@ -123,14 +141,22 @@ class Edge:
             id=target.id,
             method=scope["method"],
         )
-        async with _Departure(exchange.receive) as departure:
-            reply = await (self._pipeline.recall if target.id else self._pipeline.answer)(incoming, ledger)
+        async with _Departure(exchange) as departure, AsyncExitStack() as stack:
+            if endpoint in UPLOADS:
+                reply = await stack.enter_async_context(self._uploads.answer(incoming, exchange, ledger))
+            elif endpoint.startswith(("files/", "batches")):
+                reply = await self._kept.answer(incoming, ledger)
+            else:
+                reply = await (self._pipeline.recall if target.id else self._pipeline.answer)(incoming, ledger)
             try:
                 await self._deliver(reply, exchange, ledger)
             finally:
                 # From here on a departure changes nothing, and the server reports the end of the answer as one.
                 departure.over()
-                await finished(reply.aclose(gone=departure.gone))
+                if reply.holds:
+                    await finished(reply.aclose(gone=departure.gone))
+                else:
+                    reply.close(gone=departure.gone)
 
     async def _deliver(self, reply: Reply, exchange: _Exchange, ledger: Ledger) -> None:
         # An answer that broke off without a way to say so is never ended: the server then closes the connection.
@@ -147,8 +173,14 @@ class Edge:
 class _Exchange:
     """The two directions of one HTTP exchange, and how far each has come."""
 
-    def __init__(self, receive: Receive, send: Send, ledger: Ledger, dialect: Dialect) -> None:
+    def __init__(self, receive: Receive, send: Send, ledger: Ledger, dialect: Dialect, body_timeout_s: float) -> None:
         self.receive = receive
+        self.declared: int | None = None
+        """See `uploads.Source`."""
+        self.body_over = asyncio.Event()
+        """Set when nobody reads the body any more."""
+        self._max_bytes = 0
+        self._body_timeout_s = body_timeout_s
         self._send = send
         self._ledger = ledger
         self._dialect = dialect
@@ -158,24 +190,53 @@ class _Exchange:
 
     async def body(self, declared_bytes: int, max_bytes: int) -> bytes:
         """The whole request body. Raises TooLarge as soon as it is known to be, Gone when the client leaves."""
-        too_large = TooLarge(f"The body is larger than {max_bytes} bytes (server.max_body_bytes).")
         if declared_bytes > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
         parts: list[bytes] = []
         size = 0
         while self._expects_body:
             part = await self._next_part()
             size += len(part)
             if size > max_bytes:
-                raise too_large
+                # The rest is read and thrown away for a while; what came so far need not wait for that.
+                parts.clear()
+                raise _too_large(max_bytes)
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def stream(self, headers: Mapping[str, str], max_bytes: int) -> int:
+        """Let the body be taken by `parts`; gives its declared size. Raises TooLarge for one that says it is."""
+        self._max_bytes = max_bytes
+        size = _declared_bytes(headers)
+        if size > max_bytes:
+            raise _too_large_file(max_bytes)
+        self.declared = size if "content-length" in headers else None
+        return size
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """See `uploads.Source`. Raises TooLarge, RequestTimeout and Gone."""
+        size = 0
+        while self._expects_body:
+            part = await self._next_part()
+            size += len(part)
+            if size > self._max_bytes:
+                raise _too_large_file(self._max_bytes)
+            if part:
+                yield part
+
     async def _next_part(self) -> bytes:
-        message: Any = await self.receive()
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                message: Any = await self.receive()
+        except TimeoutError:
+            self._expects_body = False
+            said = f"No byte of the body came for {self._body_timeout_s:.3g} s (server.body_timeout_s)."
+            raise RequestTimeout(said) from None
         if message["type"] == "http.disconnect":
             raise Gone
         self._expects_body = bool(message.get("more_body", False))
+        if not self._expects_body:
+            self.body_over.set()
         part: bytes = message.get("body", b"")
         return part
 
@@ -220,8 +281,8 @@ class _Exchange:
 class _Departure:
     """Cancels the task inside when the client disconnects; turns that cancellation into Gone."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, exchange: _Exchange) -> None:
+        self._exchange = exchange
         self.gone = False
 
     async def __aenter__(self) -> Self:
@@ -230,8 +291,10 @@ class _Departure:
         return self
 
     async def _until_gone(self) -> None:
+        # Before that, whoever reads the body is told.
+        await self._exchange.body_over.wait()
         while True:
-            message: Any = await self._receive()
+            message: Any = await self._exchange.receive()
             if message["type"] == "http.disconnect":
                 break
         self.gone = True
@@ -250,15 +313,28 @@ class _Departure:
                 raise Gone from None
 
 
+def _too_large(max_bytes: int) -> TooLarge:
+    # Made where it is raised: in a variable beside the body, it would hold the body by its traceback until a full collection.
+    return TooLarge(f"The body is larger than {max_bytes} bytes (server.max_body_bytes).")
+
+
 def _declared_bytes(headers: Mapping[str, str]) -> int:
     declared = headers.get("content-length", "")
     return int(declared) if declared.isascii() and declared.isdecimal() and len(declared) < 20 else 0
 
 
-def _check_media(headers: Mapping[str, str]) -> None:
+def _too_large_file(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {max_bytes} bytes (server.max_file_bytes).")
+
+
+def _check_encoding(headers: Mapping[str, str]) -> None:
     encoding = headers.get("content-encoding", "identity").lower()
     if encoding not in {"", "identity"}:
         raise UnsupportedMedia(f"Bodies with content-encoding {encoding[:32]!a} are not read here; send it unencoded.")
+
+
+def _check_media(headers: Mapping[str, str]) -> None:
+    _check_encoding(headers)
     media = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
         raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {media[:64]!a}.")

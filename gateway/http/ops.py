@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 from urllib.parse import unquote
 
@@ -10,9 +10,10 @@ from litestar import HttpMethod, Request, Response, get, post, route
 
 from gateway.auth import Keys, bearer
 from gateway.cache.tiers import Cache
-from gateway.config import CLASSES, Config
+from gateway.config import CLASSES, Config, LocalUpstream
 from gateway.errors import InvalidRequest, NotFound, did_you_mean
 from gateway.http.inference import header_map
+from gateway.local.parameters import CHAT, COMPLETIONS, EMBEDDINGS, TABLE
 
 State = dict[str, Any]
 
@@ -22,13 +23,28 @@ def model_object(config: Config, name: str, created: int) -> dict[str, Any]:
     candidates = config.candidates(name)
     upstreams = sorted({candidate.upstream for candidate in candidates})
     contexts = [candidate.context for candidate in candidates if candidate.context]
+    able = sorted({word for candidate in candidates for word in candidate.capabilities})
+    local = any(isinstance(config.upstreams[name], LocalUpstream) for name in upstreams)
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": upstreams[0] if len(upstreams) == 1 else "gateway",
         "context_length": max(contexts) if contexts else None,
-        "capabilities": sorted({word for candidate in candidates for word in candidate.capabilities}),
+        "capabilities": able,
+        **({"local_parameters": local_parameters(able)} if local else {}),
+    }
+
+
+def local_parameters(capabilities: Collection[str]) -> dict[str, dict[str, list[str]]]:
+    """What local models make of request parameters, by endpoint and by "implemented", "no effect" and "refused"."""
+    endpoints = [name for name in (CHAT, COMPLETIONS, EMBEDDINGS) if name.partition("/")[0] in capabilities]
+    return {
+        endpoint: {
+            does: [row.name for row in TABLE if row.does == does and endpoint in row.endpoints]
+            for does in ("implemented", "no effect", "refused")
+        }
+        for endpoint in endpoints
     }
 
 
@@ -38,7 +54,7 @@ def routes(
     keys: Keys,
     cache: Cache,
     ready: Callable[[], tuple[bool, State]],
-    metrics: Callable[[], tuple[bytes, str]],
+    metrics: Callable[[], Awaitable[tuple[bytes, str]]],
     started_at: int,
 ) -> list[Any]:
     """The handlers, closed over what they show."""
@@ -59,10 +75,10 @@ def routes(
         is_ready, state = ready()
         return Response(state, status_code=200 if is_ready else 503)
 
-    @get("/metrics", sync_to_thread=False)
-    def show_metrics() -> Response[bytes]:
-        """Prometheus text. Holds counts and configured names only, so it needs no key."""
-        page, media = metrics()
+    @get("/metrics")
+    async def show_metrics() -> Response[bytes]:
+        """Prometheus text of all front workers. Holds counts and configured names only, so it needs no key."""
+        page, media = await metrics()
         return Response(page, media_type=media)
 
     @get(["/v1/models", "/openai/v1/models", "/openai/models"], sync_to_thread=False)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from msgspec import Struct
 
 from gateway.errors import ApiError, MethodNotAllowed, NotFound
-from gateway.wire import ENDPOINTS
+from gateway.wire import ENDPOINTS, UPLOADS
 
 PREFIXES = ("/v1/", "/openai/v1/", "/openai/")
 """What may stand before an endpoint: OpenAI's base URL, Azure's new one, and Azure's old one (its `api-version` is ignored)."""
@@ -23,11 +23,22 @@ _STORED: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 """What can be done with a stored response, by the path below its id and by method."""
+_KEPT: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
+    {
+        ("files", ""): MappingProxyType({"GET": "files/retrieve", "DELETE": "files/delete"}),
+        ("files", "/content"): MappingProxyType({"GET": "files/content"}),
+        ("batches", ""): MappingProxyType({"GET": "batches/retrieve"}),
+        ("batches", "/cancel"): MappingProxyType({"POST": "batches/cancel"}),
+    }
+)
+"""The same for files and batches."""
+_LISTED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {name: MappingProxyType({"POST": name, "GET": f"{name}/list"}) for name in ("files", "batches")}
+)
 
 NOT_SERVED = (
-    "assistants", "audio/transcriptions", "audio/translations", "audio/voices", "batches", "chat/completions", "containers",
-    "conversations", "evals", "files", "fine_tuning", "images/edits", "images/variations", "messages/batches", "organization",
-    "realtime", "skills", "threads", "uploads", "vector_stores", "videos",
+    "assistants", "audio/voices", "chat/completions", "containers", "conversations", "evals", "fine_tuning", "messages/batches",
+    "organization", "realtime", "skills", "threads", "uploads", "vector_stores", "videos",
 )  # fmt: skip
 """Endpoints that these APIs have and this gateway does not, by the beginning of their path."""
 
@@ -40,7 +51,7 @@ class Target(Struct, frozen=True):
     deployment: str = ""
     """The model that the path names."""
     id: str = ""
-    """The stored response that the path names."""
+    """The stored response, file or batch that the path names."""
 
     @property
     def name(self) -> str:
@@ -57,13 +68,18 @@ class Target(Struct, frozen=True):
 
 
 _PLAIN: Mapping[str, Target] = MappingProxyType(
-    {prefix + name: Target(MappingProxyType({"POST": name})) for prefix in PREFIXES for name in ENDPOINTS}
+    {
+        prefix + name: Target(_LISTED.get(name) or MappingProxyType({"POST": name}))
+        for prefix in PREFIXES
+        for name in (*ENDPOINTS, *UPLOADS, "batches")
+    }
 )
 _RESPONSE = re.compile(r"(?:/v1|/openai/v1|/openai)/responses/([^/]+)(/cancel|/input_items|)")
+_THING = re.compile(r"(?:/v1|/openai/v1|/openai)/(files|batches)/([^/]+)(/content|/cancel|)")
 _PREFIX = re.compile(r"^/(?:openai/deployments/[^/]+|openai/v1|openai|v1)/")
 _DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/(.+)")
 
-MOUNTS = ("/v1/responses", "/openai/v1/responses", "/openai/responses", "/openai/deployments")
+MOUNTS = (*(prefix + name for prefix in PREFIXES for name in ("responses", "files", "batches")), "/openai/deployments")
 """Where paths that hold an id begin: a router gives these, with all that stands below them, to `find`."""
 EXACT = tuple(path for path in _PLAIN if not path.startswith(MOUNTS))
 """The other paths that `find` knows."""
@@ -76,7 +92,9 @@ def find(path: str) -> Target | None:
         return plain
     if match := _RESPONSE.fullmatch(path):
         return Target(_STORED[match[2]], id=match[1])
-    if (match := _DEPLOYMENT.fullmatch(path)) and match[2] in ENDPOINTS:
+    if (match := _THING.fullmatch(path)) and (actions := _KEPT.get((match[1], match[3]))):
+        return Target(actions, id=match[2])
+    if (match := _DEPLOYMENT.fullmatch(path)) and (match[2] in ENDPOINTS or match[2] in UPLOADS[1:]):
         return Target(MappingProxyType({"POST": match[2]}), deployment=match[1])
     return None
 

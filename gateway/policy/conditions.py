@@ -15,7 +15,7 @@ from msgspec import Struct
 from gateway.config import CAPABILITIES, CLASSES
 from gateway.errors import did_you_mean
 from gateway.facts import Facts
-from gateway.wire import ENDPOINTS
+from gateway.wire import ENDPOINTS, UPLOADS
 
 Holds = Callable[[Facts], bool]
 """Whether a condition holds for one request. Called on every request: pure, and no slower than a few comparisons."""
@@ -54,7 +54,7 @@ FACTS: Mapping[str, Fact] = MappingProxyType(
 )
 
 FIXED_WORDS: Known = MappingProxyType(
-    {"endpoint": tuple(ENDPOINTS), "needs": CAPABILITIES},
+    {"endpoint": (*ENDPOINTS, *UPLOADS, "batches"), "needs": CAPABILITIES},
 )
 
 UNAVAILABLE_FACTS = ("budget_left", "task", "quality", "language", "rollout")

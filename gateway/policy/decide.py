@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from gateway.errors import Forbidden, InvalidRequest, did_you_mean
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.errors import Conflict, Forbidden, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, Generation, Limit, Policy, Route, Row
@@ -19,9 +22,13 @@ LONG_OUTPUT_TOKENS = 4096
 PRIOR_TTFT_MS = 100.0
 """Time to first token that an option is believed to have until one was measured: low, so that a new one is tried soon."""
 
+MOST_KINDS = 4096
+"""Kinds of requests (model, needs, class, limits that hold) of which a generation remembers what they may reach."""
+
 _HEALTHY = Health()
 _CACHE_RANK: Mapping[str, int] = MappingProxyType({"off": 0, "exact": 1, "semantic": 2})
 _MOST_CACHED_RANK = RANK["internal"]
+_MOST_STORED_RANK = RANK["internal"]
 _PERSONAL_RANK = RANK["confidential"]
 
 
@@ -31,33 +38,87 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     `policy_name` is one that `policy_for` gave; KeyError when the generation does not have it.
     """
     policy = generation.policies[policy_name]
-    removed: list[Removed] = []
-    limits = [limit for limit in generation.limits if limit.holds is None or limit.holds(facts)]
-    fitting = _fitting(generation.rows_for(facts.model), facts, removed)
-    own = {row.name for row in fitting}
-    cleared = _cleared(fitting, facts, removed)
-    if fitting and _narrows(facts, cleared):
-        cleared += _substitutes(generation, facts, fitting)
-    allowed = _allowed(cleared, limits, facts, removed)
+    limits = tuple([limit for limit in generation.limits if limit.holds is None or limit.holds(facts)])
+    found = _permitted(generation, facts, limits)
+    removed = list(found.removed)
+    allowed = _affordable(found.rows, found.cap, facts, removed) if found.cap else found.rows
     route = _route(policy, facts)
     wanted = _wanted(allowed, route, removed)
     ready = _ready(wanted, health, removed)
     refusal = None
     if not ready:
-        refusal = _refusal(generation, facts, health, limits, fitting=fitting, cleared=cleared, allowed=allowed, wanted=wanted)
+        refusal = _refusal(
+            generation, facts, health, limits, fitting=found.fitting, cleared=found.cleared, allowed=allowed, wanted=wanted
+        )
+    own = [row for row in ready if row.bit & found.own]
+    candidates = _ordered(own, route, facts, health)
+    if len(own) < len(ready):
+        candidates += _ordered([row for row in ready if not row.bit & found.own], route, facts, health)
     return Decision(
         policy=generation.label(policy_name),
         rule=route.name if route else "",
-        candidates=(
-            *_ordered([row for row in ready if row.name in own], route, facts, health),
-            *_ordered([row for row in ready if row.name not in own], route, facts, health),
-        ),
+        candidates=candidates,
         removed=tuple(removed),
-        cache=_cache(limits, facts) if wanted else "off",
-        log_text=_log_text(generation, limits, facts),
+        cache=found.cache if wanted else "off",
+        log_text=found.log_text,
         deadline_ms=_deadline_ms(route, facts),
-        limits=tuple([limit.name for limit in limits]),
+        limits=found.limits,
         refusal=refusal,
+    )
+
+
+class _Permitted(Struct, frozen=True):
+    """What all limits but a cap on costs leave, and what follows from the limits that hold."""
+
+    rows: tuple[Row, ...]
+    removed: tuple[Removed, ...]
+    fitting: tuple[Row, ...]
+    cleared: tuple[Row, ...]
+    own: int
+    """Bits of the options of the named model."""
+    cap: Limit | None
+    """The lowest cap on costs."""
+    cache: CacheMode
+    log_text: bool
+    limits: tuple[str, ...]
+
+
+def _permitted(generation: Generation, facts: Facts, limits: tuple[Limit, ...]) -> _Permitted:
+    """As `_work_out`; the same for every request of the same kind that fits every context, and so worked out once."""
+    if facts.prompt_tokens_high + (facts.max_output or 1) > generation.shortest_context:
+        return _work_out(generation, facts, limits)
+    held = 0
+    for limit in limits:
+        held |= limit.bit
+    kind = (facts.model, facts.endpoint, facts.needs, facts.via_chat, facts.stores, facts.class_, held)
+    found: _Permitted | None = generation.known.get(kind)
+    if found is None:
+        if len(generation.known) >= MOST_KINDS:
+            generation.known.clear()
+        found = generation.known[kind] = _work_out(generation, facts, limits)
+    return found
+
+
+def _work_out(generation: Generation, facts: Facts, limits: tuple[Limit, ...]) -> _Permitted:
+    removed: list[Removed] = []
+    fitting = _fitting(generation.rows_for(facts.model), facts, removed)
+    cleared = _cleared(fitting, facts, removed)
+    if fitting and _narrows(facts, cleared):
+        cleared += _substitutes(generation, facts, fitting)
+    rows = _permitted_rows(cleared, limits, removed)
+    own = 0
+    for row in fitting:
+        own |= row.bit
+    return _Permitted(
+        rows=tuple(rows),
+        removed=tuple(removed),
+        fitting=tuple(fitting),
+        cleared=tuple(cleared),
+        own=own,
+        cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
+        cache=_cache(limits, facts),
+        log_text=_log_text(generation, limits, facts),
+        limits=tuple(limit.name for limit in limits),
     )
 
 
@@ -112,8 +173,8 @@ def _fitting(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     needed = facts.prompt_tokens_high + (facts.max_output or 1)
     found = []
     for row in rows:
-        if not row.capabilities.issuperset(facts.needs):
-            lacking = ", ".join(need for need in facts.needs if need not in row.capabilities)
+        if not _able(row, facts):
+            lacking = ", ".join(need for need in _needs_of(row, facts) if need not in row.capabilities)
             removed.append(Removed(option=row.name, by="capability", reason=f"cannot do: {lacking}"))
         elif row.option.context is not None and needed > row.option.context:
             reason = f"up to {needed} tokens do not fit its context of {row.option.context}"
@@ -123,12 +184,32 @@ def _fitting(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     return found
 
 
+def _speaks(row: Row, facts: Facts) -> bool:
+    """Whether an option gets the request as it came, not translated."""
+    return row.capabilities.issuperset(facts.needs[:1])
+
+
+def _able(row: Row, facts: Facts) -> bool:
+    """Whether an option can do what is asked, as it is asked or translated to chat."""
+    return row.capabilities.issuperset(facts.needs) or (bool(facts.via_chat) and row.capabilities.issuperset(facts.via_chat))
+
+
+def _needs_of(row: Row, facts: Facts) -> tuple[str, ...]:
+    """What is asked of this option: translated to chat where it does not speak the endpoint itself."""
+    translated = facts.via_chat and "chat" in row.capabilities and not _speaks(row, facts)
+    return facts.via_chat if translated else facts.needs
+
+
 def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[Row]:
-    """The options whose upstream takes requests of this class."""
+    """The options whose upstream takes requests of this class, and does not keep what must not be kept."""
     rank = RANK[facts.class_]
+    kept = facts.stores and rank > _MOST_STORED_RANK
     found = []
     for row in rows:
-        if row.rank >= rank:
+        if row.rank >= rank and kept and _speaks(row, facts):
+            reason = f"{row.option.upstream} would store the answer, and this is {facts.class_}"
+            removed.append(Removed(option=row.name, by="store", reason=reason))
+        elif row.rank >= rank:
             found.append(row)
         else:
             reason = f"{row.option.upstream} takes up to {row.option.takes_up_to}, this is {facts.class_}"
@@ -136,8 +217,15 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     return found
 
 
-def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> list[Row]:
-    """What every limit leaves. Each limit can only take away, so neither their order nor their file matters."""
+def _allowed(rows: Sequence[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> Sequence[Row]:
+    """What every limit leaves, a cap on costs too."""
+    left = _permitted_rows(rows, limits, removed)
+    cap = min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None)
+    return _affordable(left, cap, facts, removed) if cap else left
+
+
+def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[Removed]) -> list[Row]:
+    """What `only` and `never` leave. Each limit can only take away, so neither their order nor their file matters."""
     left = 0
     for row in rows:
         left |= row.bit
@@ -145,16 +233,14 @@ def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: li
         if taken := left & limit.taken_bits:
             left ^= taken
             removed += [limit.removes[row.name] for row in rows if row.bit & taken]
-    rows = [row for row in rows if row.bit & left]
-    caps = [limit for limit in limits if limit.max_cost is not None]
-    return _affordable(rows, min(caps, key=_cap), facts, removed) if caps else rows
+    return [row for row in rows if row.bit & left]
 
 
 def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
 
 
-def _affordable(rows: list[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
+def _affordable(rows: Sequence[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
     """What stays under the lowest of the caps."""
     cap_usd = _cap(limit)
     cause, cap = limit.cause, f"the cap is ${cap_usd:.6g}"
@@ -176,7 +262,7 @@ def _route(policy: Policy, facts: Facts) -> Route | None:
     return None
 
 
-def _wanted(rows: list[Row], route: Route | None, removed: list[Removed]) -> list[Row]:
+def _wanted(rows: Sequence[Row], route: Route | None, removed: list[Removed]) -> Sequence[Row]:
     """The allowed options that the route tries at all."""
     if route is None or route.order != "nothing":
         return rows
@@ -204,12 +290,7 @@ def _state_text(state: Health) -> str:
 
 def _ordered(rows: list[Row], route: Route | None, facts: Facts, health: HealthOf) -> tuple[Chosen, ...]:
     chosen = [
-        Chosen(
-            option=row.option,
-            expected_cost_usd=expected_cost_usd(row.option, facts),
-            expected_ttft_ms=expected_ttft_ms(health.get(row.name, _HEALTHY)),
-        )
-        for row in rows
+        Chosen(row.option, expected_cost_usd(row.option, facts), expected_ttft_ms(health.get(row.name, _HEALTHY))) for row in rows
     ]
     if route is None or len(chosen) < 2:
         return tuple(chosen)
@@ -274,10 +355,10 @@ def _refusal(
     health: HealthOf,
     limits: Iterable[Limit],
     *,
-    fitting: list[Row],
-    cleared: list[Row],
-    allowed: list[Row],
-    wanted: list[Row],
+    fitting: Sequence[Row],
+    cleared: Sequence[Row],
+    allowed: Sequence[Row],
+    wanted: Sequence[Row],
 ) -> Refusal:
     """Why nothing is left, by the first step that left nothing."""
     if not fitting:
@@ -304,12 +385,12 @@ def _refusal(
 def _inabilities(generation: Generation, facts: Facts) -> list[str]:
     """Why the options of the asked endpoint that could not serve this could not: the mend may be in the request."""
     removed: list[Removed] = []
-    rows = [row for row in generation.rows_for(facts.model) if row.capabilities.issuperset(facts.needs[:1])]
+    rows = [row for row in generation.rows_for(facts.model) if row.capabilities.issuperset(_needs_of(row, facts)[:1])]
     _fitting(rows, facts, removed)
     return [f"{one.option}: {one.reason}" for one in removed]
 
 
-def _taking(limits: Iterable[Limit], rows: list[Row], facts: Facts) -> list[str]:
+def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
     return [limit.name for limit in limits if len(_allowed(rows, [limit], facts, [])) < len(rows)]
 
@@ -317,12 +398,34 @@ def _taking(limits: Iterable[Limit], rows: list[Row], facts: Facts) -> list[str]
 def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
     if not rows:
         return "No upstream serves this model."
-    able = [row for row in rows if row.capabilities.issuperset(facts.needs)]
+    able = [row for row in rows if _able(row, facts)]
     if not able:
-        return f"No upstream of this model can do all of: {', '.join(facts.needs)}."
+        needs = facts.needs
+        if facts.via_chat:
+            needs = (f"{facts.needs[0]} (or chat)", *dict.fromkeys((*facts.needs[1:], *facts.via_chat[1:])))
+        return f"No upstream of this model can do all of: {', '.join(needs)}."
     longest = max(row.option.context or 0 for row in able)
     needed = facts.prompt_tokens_high + (facts.max_output or 1)
     return f"Prompt and answer may take {needed} tokens; the longest context that can serve this is {longest} tokens."
+
+
+def pin(decision: Decision, upstream: str, *, what: str = "the previous response") -> Decision:
+    """Only the candidates of one upstream, which keeps what the request goes on from. Narrows the set, never widens it.
+
+    `what` it keeps, in the words of a message.
+    """
+    left = tuple(chosen for chosen in decision.candidates if chosen.option.upstream == upstream)
+    if left or decision.refusal is not None:
+        return replace(decision, candidates=left)
+    causes = {removed.by for removed in decision.removed if removed.option.startswith(f"{upstream}/")}
+    if "down" in causes:
+        said = f'"{upstream}" keeps {what} and is not available.'
+        return replace(decision, candidates=(), refusal=Refusal(kind="unavailable", message=said, should_retry=True))
+    if causes & {"class", "store", "limit", "cost", "route"}:
+        said = f'The policy does not allow this request to go to "{upstream}", which keeps {what}.'
+        return replace(decision, candidates=(), refusal=Refusal(kind="forbidden", message=said))
+    said = f'"{upstream}" keeps {what} and does not serve this model; name the model that made it.'
+    return replace(decision, candidates=(), refusal=Refusal(kind="unsupported", message=said))
 
 
 def policy_for(
@@ -336,7 +439,7 @@ def policy_for(
     """The policy whose routes a request uses: the header's when the key may use it, else the key's own, else the default.
 
     `header` is NAME or NAME@HASH. Raises Forbidden for a policy the key may not use or that is no longer there, and
-    InvalidRequest (code `policy_changed`) for a HASH that is not in force. No message repeats what the header said.
+    Conflict (code `policy_changed`) for a HASH that is not in force. No message repeats what the header said.
     """
     own = key_policy or default
     name, _, pinned = (header or own).partition("@")
@@ -352,5 +455,5 @@ def policy_for(
         )
     if pinned and pinned != generation.hash:
         message = f"The policy is no longer the one that x-gateway-policy pins; {generation.label(name)} is in force."
-        raise InvalidRequest(message, param=param, code="policy_changed")
+        raise Conflict(message, param=param, code="policy_changed")
     return name

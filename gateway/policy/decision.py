@@ -53,12 +53,12 @@ class Removed(Struct, frozen=True, kw_only=True):
     """Why one candidate may not or cannot serve."""
 
     option: str
-    by: Literal["capability", "context", "class", "limit", "cost", "route", "down", "deadline"]
+    by: Literal["capability", "context", "class", "store", "limit", "cost", "route", "down", "deadline"]
     reason: str
     """For people: `limit "secrets never leave" (policies/privacy.toml:12)`."""
 
 
-class Chosen(Struct, frozen=True, kw_only=True):
+class Chosen(Struct, frozen=True):
     """One candidate that is left, with what ranked it."""
 
     option: Option

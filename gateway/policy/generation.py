@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -112,6 +114,10 @@ class Limit(Struct, frozen=True, kw_only=True):
     max_cost: float | None
     cache: CacheMode | None
     hides_text: bool
+    bit: int
+    """One of its own among all limits."""
+    whole_classes: tuple[Class, ...]
+    """Classes of which it applies to every request, whatever else that is."""
 
     @property
     def cause(self) -> str:
@@ -164,11 +170,19 @@ class Generation:
         self.hash = _hash(documents, catalogue)
         self.classes: dict[str, Class] = _classes(documents)
         self.log_text_up_to: Class | None = _log_text_up_to(documents)
+        self.asked = frozenset(_asked(documents))
+        """Facts that a decision may hang on, by their names in the log."""
         self.limits = tuple(_limits(documents, catalogue))
         self.policies = {document.shape.policy: _policy(document, catalogue) for document in documents}
         bits = _bits(catalogue)
         self._rows = {name: tuple(_row(option, bits) for option in options) for name, options in catalogue.models.items()}
-        self.local_rows = tuple(_row(option, bits) for option in catalogue.options() if option.zone == "local")
+        self._every = tuple(_row(option, bits) for option in catalogue.options())
+        self.local_rows = tuple(row for row in self._every if row.option.zone == "local")
+        contexts = [row.option.context for row in self._every if row.option.context is not None]
+        self.shortest_context: float = min(contexts, default=math.inf)
+        """What is no longer than this, in tokens, fits every option."""
+        self.known: dict[Any, Any] = {}
+        """What `decide` has worked out before for requests of the same kind; follows from all else and may be cleared."""
         self.notes = tuple(_notes(documents, catalogue, self.limits))
         """What is worth a look, though it may be meant; shown by `gateway check`."""
 
@@ -179,6 +193,14 @@ class Generation:
     def rows_for(self, model: str) -> tuple[Row, ...]:
         """As `options_for`, in the form `decide` works on."""
         return self._rows.get(model, ())
+
+    def reach(self, class_: Class) -> tuple[Option, ...]:
+        """Who may ever see a request of this class: what its upstream takes, without what limits on the class alone take away."""
+        taken = sum(row.bit for row in self._every if RANK[class_] > row.rank)
+        for limit in self.limits:
+            if class_ in limit.whole_classes:
+                taken |= limit.taken_bits
+        return tuple(row.option for row in self._every if not row.bit & taken)
 
     def label(self, policy_name: str) -> str:
         """`NAME@HASH`, as headers and logs write it."""
@@ -319,6 +341,7 @@ def _log_text_up_to(documents: Iterable[Document]) -> Class | None:
 
 def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Limit]:
     bits = _bits(catalogue)
+    own_bits = (1 << number for number in count())
     for document in documents:
         for index, block in enumerate(document.shape.limit):
             place = document.line("limit", index)
@@ -333,6 +356,8 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 max_cost=block.max_cost,
                 cache=block.cache,
                 hides_text=block.log is not None,
+                bit=next(own_bits),
+                whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
             )
 
 
@@ -382,6 +407,33 @@ def _order_after(block: RouteBlock) -> Literal["cost", "latency", "listed", "not
             return block.then
         case _:
             return "cost"
+
+
+_ALWAYS_ASKED = (
+    *(
+        "class",
+        "endpoint",
+        "model",
+        "needs",
+        "prompt_tokens",
+        "prompt_tokens_high",
+        "max_output",
+        "deadline_ms",
+        "seed",
+        "stores",
+        "via_chat",
+    ),
+)
+"""Facts that every decision looks at, whatever the files ask."""
+
+
+def _asked(documents: Iterable[Document]) -> Iterator[str]:
+    yield from _ALWAYS_ASKED
+    for document in documents:
+        for limit in document.shape.limit:
+            yield from limit.when
+        for route in document.shape.route:
+            yield from route.when
 
 
 def _bits(catalogue: Catalogue) -> dict[str, int]:

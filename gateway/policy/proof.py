@@ -75,6 +75,8 @@ def facts_of(generation: Generation, given: Mapping[str, Any]) -> Facts:
     plain.setdefault("model", models[0] if models else "")
     flags = [need for flag, need in _FLAG_NEEDS.items() if plain.get(flag)]
     plain.setdefault("needs", ["chat" if endpoint == "chat/completions" else endpoint, *flags])
+    if endpoint == "responses":
+        plain.setdefault("via_chat", ["chat", *flags])
     for bound in ("prompt_tokens_low", "prompt_tokens_high"):
         plain.setdefault(bound, plain.get("prompt_tokens", 0))
     scanned = scan({"content": given.get("text", "")}, max_chars=MAX_TEXT_CHARS)

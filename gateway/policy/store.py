@@ -6,16 +6,20 @@ Works on files only and starts nothing: the supervisor calls `propose` at its st
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from gateway.config import Config
 from gateway.errors import ConfigError, Problem
 from gateway.files import write_atomically
-from gateway.policy.generation import HASH_DIGITS, Catalogue, Generation, lost, policy_files, read_folder
+from gateway.policy.generation import HASH_DIGITS, Catalogue, Generation, Source, lost, policy_files, read_folder
 
+_HISTORY = "history.jsonl"
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
 
 
@@ -45,11 +49,21 @@ class Broken(Struct, frozen=True):
 Change = Activated | Waiting | Broken
 
 
-class Store:
-    """`HASH.json` for every generation that was ever in force, `active`, and `approved` in one folder of the state folder."""
+class InForce(Struct, frozen=True):
+    """One line of `history.jsonl`: from then on this generation was in force."""
 
-    def __init__(self, folder: Path) -> None:
+    hash: str
+    since: float
+    """Unix seconds."""
+
+
+class Store:
+    """`HASH.json` for every generation that was ever in force, `active`, `approved` and `history.jsonl` in one folder."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives Unix seconds."""
         self._folder = folder
+        self._clock = clock
 
     @property
     def approval(self) -> Path:
@@ -72,6 +86,30 @@ class Store:
         except OSError as error:
             raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
         return generation
+
+    def history(self) -> list[InForce]:
+        """What was in force since when, oldest first. What was archived before it was noted comes first."""
+        try:
+            lines = (self._folder / _HISTORY).read_bytes().splitlines()
+        except FileNotFoundError:
+            lines = []
+        noted = []
+        for line in lines:
+            with suppress(msgspec.MsgspecError):  # the last line, cut by a crash
+                noted.append(msgspec.json.decode(line, type=InForce))
+        known = {one.hash for one in noted}
+        archived = [path for path in self._folder.glob("*.json") if path.stem not in known]
+        older = [InForce(path.stem, path.stat().st_mtime) for path in archived]
+        return sorted(older, key=lambda one: one.since) + noted
+
+    def texts(self) -> set[bytes]:
+        """Every policy file that was ever in force, as it was. What is damaged is left out."""
+        found: set[bytes] = set()
+        for path in self._folder.glob("*.json"):
+            with suppress(msgspec.MsgspecError, OSError):
+                source = msgspec.json.decode(path.read_bytes(), type=Source)
+                found.update(text.encode() for text in source.files.values())
+        return found
 
     def active_hash(self) -> str | None:
         """The hash in force, or None when nothing ever was. Raises ConfigError when that cannot be known."""
@@ -122,8 +160,15 @@ class Store:
         active = self._folder / "active"
         if not active.exists() or active.read_bytes() != generation.hash.encode():
             write_atomically(active, generation.hash.encode())
+            self._note(generation.hash)
             self.approval.unlink(missing_ok=True)
         return Activated(generation)
+
+    def _note(self, hash_: str) -> None:
+        path = self._folder / _HISTORY
+        line = msgspec.json.encode(InForce(hash_, self._clock())) + b"\n"
+        with path.open("ab") as file:
+            file.write(line)
 
     def _approved(self) -> str | None:
         try:

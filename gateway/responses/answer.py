@@ -81,6 +81,11 @@ class Events:
 
         An answer without a finish reason was cut: it ends as `fail` does, whatever the caller thought.
         """
+        return self.settle(usage) + self.close()
+
+    def settle(self, usage: Usage | None = None) -> bytes:
+        """The first part of `finish`: all events but the last, which `close` makes of `response`, final from now on."""
+        self._open()
         if not self._finish_reason:
             return self.fail(BadUpstream("The upstream's answer broke off before its end."))
         for call in self._calls.values():
@@ -90,12 +95,17 @@ class Events:
         reason = _INCOMPLETE.get(self._finish_reason)
         for item in self._items:
             item.end("incomplete" if reason and item is self._items[-1] else "completed")
-        self.response |= {"output": [item.item for item in self._items], "usage": _usage(self._usage, usage)}
+        self.response |= {"output": [item.item for item in self._items], "usage": usage_of(self._usage, usage)}
         if reason:
             self.response |= {"status": "incomplete", "incomplete_details": {"reason": reason}}
         else:
             self.response |= {"status": "completed", "completed_at": int(self._clock())}
-        self._wire.put(f"response.{self.response['status']}", response=self.response)
+        return self._wire.take()
+
+    def close(self) -> bytes:
+        """The event that ends the answer; nothing when `fail` has ended it."""
+        if self.response["status"] != "failed":
+            self._wire.put(f"response.{self.response['status']}", response=self.response)
         return self._wire.take()
 
     def fail(self, error: ApiError, usage: Usage | None = None) -> bytes:
@@ -116,7 +126,7 @@ class Events:
         self.response |= {
             "status": "failed",
             "error": {"code": code, "message": message},
-            "usage": _usage(self._usage, usage),
+            "usage": usage_of(self._usage, usage),
             "output": [item.item for item in self._items],
         }
         self._wire.put("response.failed", response=self.response)
@@ -366,7 +376,7 @@ def _format(form: dict[str, Any] | None) -> dict[str, Any]:
     return {"strict": False, **kept} if kept["type"] == "json_schema" else kept
 
 
-def _usage(counted: Any, known: Usage | None) -> dict[str, Any] | None:
+def usage_of(counted: Any, known: Usage | None) -> dict[str, Any] | None:
     """Responses' usage from chat's, or from the gateway's own count."""
     if not isinstance(counted, dict):
         if known is None:

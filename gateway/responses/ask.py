@@ -49,6 +49,7 @@ TABLE = (
     Parameter("stream_options", "answered here", "`include_obfuscation` (off unless asked for)", "object"),
     Parameter("store", "answered here", "the store is the gateway's own", "boolean"),
     Parameter("metadata", "answered here", "kept in the response", "object"),
+    Parameter("client_metadata", "answered here", "has no effect; the Codex CLI always sends it", "object"),
     Parameter("user", "passed on", "", "string"),
     Parameter("safety_identifier", "passed on", "", "string"),
     Parameter("prompt_cache_key", "passed on", "", "string"),
@@ -66,7 +67,7 @@ TABLE = (
     Parameter("image", "refused", "no images are made"),
     Parameter("access_programs", "refused", "they are the provider's"),
 )
-"""Every parameter of OpenAI's description and of its SDK, and the two penalties of the Open Responses description."""
+"""Every parameter of OpenAI's description and of its SDK, two penalties of the Open Responses description, and Codex's own."""
 
 _ROWS = {row.name: row for row in TABLE}
 
@@ -206,7 +207,9 @@ def item_id(response_id: str, place: str, item: Mapping[str, Any]) -> str:
     """The item's own id, or one that follows from its response and its place in it, so that it is the same each time."""
     if _is_id(item):
         return str(item["id"])
-    prefix = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}[_kind(item)]
+    prefix = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs", "compaction": "cmp"}[
+        _kind(item)
+    ]
     return f"{prefix}_{hashlib.sha256(f'{response_id} {place}'.encode()).hexdigest()[:48]}"
 
 

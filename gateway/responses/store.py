@@ -16,24 +16,29 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
-from gateway.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from gateway.errors import InvalidRequest, TooLarge, Unavailable
 from gateway.privacy import CLASSES, highest
+from gateway.responses import (
+    MAX_CHAIN_BYTES,
+    MAX_TURNS,
+    TTL_S,
+    Head,
+    Item,
+    Turns,
+    chain_too_long,
+    check_clearance,
+    check_page,
+    not_found,
+    page_of,
+    previous_not_found,
+    references_too_long,
+)
 
 T = TypeVar("T")
-Item = dict[str, Any]
 
-CLEARANCE = "internal"
-"""The highest class that is ever stored."""
-
-TTL_S = 30 * 24 * 3600.0
 MAX_BYTES = 2**30
-MAX_TURNS = 256
-"""Turns that one chain of `previous_response_id` may have."""
-MAX_CHAIN_BYTES = 32 * 2**20
-"""Bytes of JSON that one chain, or one request's references, may bring into memory."""
-MAX_PAGE = 100
 
 _SWEEP_ROWS = 200
 _SCHEMA = """
@@ -47,17 +52,7 @@ CREATE TABLE IF NOT EXISTS items (
     body BLOB NOT NULL, PRIMARY KEY (tenant, response, number),
     FOREIGN KEY (tenant, response) REFERENCES responses (tenant, id) ON DELETE CASCADE);
 CREATE INDEX IF NOT EXISTS items_id ON items (tenant, id);
-CREATE TABLE IF NOT EXISTS origins (
-    tenant TEXT NOT NULL, id TEXT NOT NULL, upstream TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (tenant, id));
-CREATE INDEX IF NOT EXISTS origins_expiry ON origins (expires_at);
 """
-
-
-class Turns(NamedTuple):
-    """Stored items, oldest first, and the highest class that any of them was stored under: what continues them is no lower."""
-
-    items: list[Item]
-    class_: str
 
 
 class ResponseStore:
@@ -108,6 +103,10 @@ class ResponseStore:
         """The Response object. Raises NotFound."""
         return await self._run(_get, self._clock(), id_, tenant)
 
+    async def head(self, id_: str, tenant: str) -> Head:
+        """What the response is. Raises NotFound."""
+        return await self._run(_head, self._clock(), id_, tenant)
+
     async def delete(self, id_: str, tenant: str) -> dict[str, Any]:
         """Forget the response and its items; returns what the API answers. Raises NotFound."""
         return await self._run(_delete, self._clock(), id_, tenant, then=_truncate)
@@ -119,10 +118,7 @@ class ResponseStore:
 
         Raises NotFound for the response, InvalidRequest for `limit`, `order` or `after`.
         """
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidRequest(f"'limit' must be from 1 to {MAX_PAGE}.", param="limit", code="invalid_value")
-        if order not in ("asc", "desc"):
-            raise InvalidRequest("'order' must be 'asc' or 'desc'.", param="order", code="invalid_value")
+        check_page(limit, order)
         return await self._run(_input_items, self._clock(), id_, tenant, limit=limit, after=after, order=order)
 
     async def chain(self, id_: str, tenant: str) -> Turns:
@@ -138,19 +134,8 @@ class ResponseStore:
         return await self._run(_items, self._clock(), ids, tenant) if ids else Turns([], CLASSES[0])
 
     async def purge(self, *, tenant: str | None = None, class_: str | None = None) -> int:
-        """Forget all responses of a tenant, of a class, of both, or all there are; returns how many.
-
-        Where an upstream's ids belong is forgotten with a tenant, and with everything.
-        """
+        """Forget all responses of a tenant, of a class, of both, or all there are; returns how many."""
         return await self._run(_purge, tenant, class_, then=_truncate)
-
-    async def remember(self, id_: str, upstream: str, tenant: str) -> None:
-        """Note which upstream made an id, so that what names it later goes there."""
-        await self._run(_remember, self._clock(), id_, tenant, upstream=upstream, expires_at=self._until(None))
-
-    async def upstream_of(self, id_: str, tenant: str) -> str | None:
-        """The upstream that made an id, or None when that is not known."""
-        return await self._run(_upstream_of, self._clock(), id_, tenant)
 
     async def aclose(self) -> None:
         """Close the file; called once, after the last call has returned."""
@@ -235,14 +220,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def check_clearance(class_: str) -> None:
-    """Raise InvalidRequest (`store_forbidden`) for a class that is not stored. An unknown class counts as the highest."""
-    if class_ not in CLASSES[: CLASSES.index(CLEARANCE) + 1]:
-        known = class_ if class_ in CLASSES else CLASSES[-1]
-        said = f"Responses of class '{known}' are not stored (at most '{CLEARANCE}' are); send `store: false`."
-        raise InvalidRequest(said, param="store", code="store_forbidden")
-
-
 class _Damaged(Exception):
     """A row does not hold what was written into it."""
 
@@ -323,18 +300,25 @@ def _used_bytes(db: sqlite3.Connection) -> int:
 
 def _sweep(db: sqlite3.Connection, now: float) -> None:
     """Remove some of what has expired."""
-    for table in ("responses", "origins"):
-        rows = f"SELECT rowid FROM {table} WHERE expires_at <= ? LIMIT {_SWEEP_ROWS}"  # noqa: S608 - two fixed words
-        db.execute(f"DELETE FROM {table} WHERE rowid IN ({rows})", (now,))  # noqa: S608 - as above
+    rows = f"SELECT rowid FROM responses WHERE expires_at <= ? LIMIT {_SWEEP_ROWS}"  # noqa: S608 - a fixed number
+    db.execute(f"DELETE FROM responses WHERE rowid IN ({rows})", (now,))  # noqa: S608 - as above
+
+
+def _row(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> tuple[str, dict[str, Any]]:
+    query = "SELECT class, body FROM responses WHERE tenant = ? AND id = ? AND expires_at > ?"
+    row = db.execute(query, (tenant, id_, now)).fetchone()
+    if row is None:
+        raise not_found()
+    return row[0], _load(row[1])
 
 
 def _get(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> dict[str, Any]:
-    query = "SELECT body FROM responses WHERE tenant = ? AND id = ? AND expires_at > ?"
-    row = db.execute(query, (tenant, id_, now)).fetchone()
-    if row is None:
-        said = "No response with this id is stored: it has expired, was deleted, or was never kept."
-        raise NotFound(said, param="response_id", code="response_not_found")
-    return _load(row[0])
+    return _row(db, now, id_, tenant)[1]
+
+
+def _head(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> Head:
+    class_, response = _row(db, now, id_, tenant)
+    return Head(class_, str(response.get("model", "")))
 
 
 def _delete(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> dict[str, Any]:
@@ -360,14 +344,7 @@ def _input_items(
     where = f"tenant = ? AND response = ? AND output = 0 AND number {compare} ?"
     query = f"SELECT body FROM items WHERE {where} ORDER BY number {direction} LIMIT ?"  # noqa: S608 - fixed words
     page = [_load(body) for (body,) in db.execute(query, (*mine, bound, limit + 1))]
-    shown = page[:limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else "",
-        "last_id": shown[-1]["id"] if shown else "",
-        "has_more": len(page) > limit,
-    }
+    return page_of(page, limit)
 
 
 def _chain(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> Turns:
@@ -379,13 +356,11 @@ def _chain(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> Turns:
         query = "SELECT class, previous FROM responses WHERE tenant = ? AND id = ? AND expires_at > ?"
         head = db.execute(query, (tenant, previous, now)).fetchone()
         if head is None:
-            said = "A response that 'previous_response_id' leads to is not stored: it has expired, was deleted or was never kept."
-            raise InvalidRequest(said, param="previous_response_id", code="previous_response_not_found")
+            raise previous_not_found()
         mine = "FROM items WHERE tenant = ? AND response = ?"
         size += db.execute(f"SELECT coalesce(sum(length(body)), 0) {mine}", (tenant, previous)).fetchone()[0]
         if len(turns) >= MAX_TURNS or size > MAX_CHAIN_BYTES:
-            said = f"The conversation is longer than {MAX_TURNS} turns or {MAX_CHAIN_BYTES} bytes; begin a new one."
-            raise InvalidRequest(said, param="previous_response_id", code="context_length_exceeded")
+            raise chain_too_long()
         query = f"SELECT body {mine} ORDER BY number"
         turns.append([body for (body,) in db.execute(query, (tenant, previous))])
         classes.append(head[0])
@@ -404,8 +379,7 @@ def _items(db: sqlite3.Connection, now: float, ids: Sequence[str], tenant: str) 
         for body, class_ in db.execute(query, (tenant, id_, now)):
             size += len(body)
             if size > MAX_CHAIN_BYTES:
-                said = f"The referenced items are larger than {MAX_CHAIN_BYTES} bytes together."
-                raise InvalidRequest(said, param="input", code="context_length_exceeded")
+                raise references_too_long()
             found.append(_load(body))
             classes.append(class_)
     return Turns(found, highest(*classes))
@@ -413,18 +387,4 @@ def _items(db: sqlite3.Connection, now: float, ids: Sequence[str], tenant: str) 
 
 def _purge(db: sqlite3.Connection, tenant: str | None, class_: str | None) -> int:
     where = "(? IS NULL OR tenant = ?) AND (? IS NULL OR class = ?)"
-    count = db.execute(f"DELETE FROM responses WHERE {where}", (tenant, tenant, class_, class_)).rowcount  # noqa: S608 - fixed
-    if class_ is None:
-        db.execute("DELETE FROM origins WHERE ? IS NULL OR tenant = ?", (tenant, tenant))
-    return count
-
-
-def _remember(db: sqlite3.Connection, now: float, id_: str, tenant: str, *, upstream: str, expires_at: float) -> None:
-    _sweep(db, now)
-    db.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?)", (tenant, id_, upstream, expires_at))
-
-
-def _upstream_of(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> str | None:
-    query = "SELECT upstream FROM origins WHERE tenant = ? AND id = ? AND expires_at > ?"
-    row = db.execute(query, (tenant, id_, now)).fetchone()
-    return None if row is None else str(row[0])
+    return db.execute(f"DELETE FROM responses WHERE {where}", (tenant, tenant, class_, class_)).rowcount  # noqa: S608 - fixed

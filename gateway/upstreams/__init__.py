@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
+
+
+class Upload(Protocol):
+    """A body that is not in memory. It is taken part by part, no faster than the upstream reads."""
+
+    @property
+    def length(self) -> int | None:
+        """Bytes in all; None when nobody knows yet."""
+        ...
+
+    @property
+    def spent(self) -> bool:
+        """Whether parts were taken that cannot be given again: then nothing can be tried after this attempt."""
+        ...
+
+    def parts(self) -> AsyncGenerator[bytes, None]:
+        """Its bytes from the first one on; no part is empty, or longer than a few hundred KB.
+
+        Raises BodyStopped where it cannot go on: the upstream must not take what it got for a whole body.
+        """
+        ...
 
 
 class Call(Struct, frozen=True):
@@ -13,7 +34,7 @@ class Call(Struct, frozen=True):
 
     request_id: str
     endpoint: str
-    """A key of `wire.ENDPOINTS`, or `responses/` with `retrieve`, `delete`, `cancel` or `input_items`."""
+    """A key of `wire.ENDPOINTS`, one of `wire.UPLOADS`, or what is done with what an upstream keeps: `files/retrieve`."""
     model: str
     """The upstream's own name for the model; `body` already carries it."""
     body: bytes
@@ -25,6 +46,9 @@ class Call(Struct, frozen=True):
     method: str = "POST"
     path: str = ""
     """Below the upstream's base URL, its query with it; empty: the endpoint."""
+    upload: Upload | None = None
+    """Sent in the place of `body`, which is empty then."""
+    content_type: str = "application/json"
 
     @property
     def target(self) -> str:
@@ -79,7 +103,8 @@ class Upstream(Protocol):
         """Send the call and wait for the answer's head.
 
         A status the upstream gave is an Answer, not an error. Raises UpstreamFailed when there is no answer, ApiError
-        (InvalidRequest) when this upstream cannot do what the body asks. Cancelling the wait cancels the upstream's work.
+        (InvalidRequest) when this upstream cannot do what the body asks, BodyStopped when an upload could not go on.
+        Cancelling the wait cancels the upstream's work. An upload may go on after the head came, until the answer is closed.
         """
         ...
 

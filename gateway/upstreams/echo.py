@@ -1,4 +1,7 @@
-"""An upstream that answers with the last user text, word by word: deterministic, local, for tests. Never a model."""
+"""An upstream that answers with the last user text, word by word: deterministic, local, for tests. Never a model.
+
+Of an upload it says how many bytes came.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import json
 import re
 import struct
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
+
+from msgspec.structs import replace
 
 from gateway import sse
 from gateway.config import EchoUpstream
@@ -40,6 +46,9 @@ class Echo:
             raise UpstreamFailed("connect", "refuses on purpose")
         if fail == "hang":
             await asyncio.Event().wait()
+        if call.upload is not None:
+            async with aclosing(call.upload.parts()) as parts:
+                call = replace(call, body=json.dumps({"prompt": f"{sum([len(part) async for part in parts])} bytes"}).encode())
         return EchoAnswer(self, call, self._config)
 
     async def aclose(self) -> None:

@@ -13,7 +13,7 @@ import ssl
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import NamedTuple, NoReturn, cast
 from urllib.parse import quote, urlsplit
 
@@ -21,8 +21,8 @@ import httptools
 
 from gateway import __version__
 from gateway.config import OpenAIUpstream, key_header, off_reason
-from gateway.errors import ConfigError, InvalidRequest, Problem, UpstreamFailed
-from gateway.upstreams import Call, Piece
+from gateway.errors import BodyStopped, ConfigError, InvalidRequest, Problem, UpstreamFailed
+from gateway.upstreams import Call, Piece, Upload
 
 MAX_HEAD_BYTES = 64 * 1024
 """An answer's head (all interim ones included), or framing without content after it, above this is refused."""
@@ -105,7 +105,7 @@ class Http1:
         lines = [f"host: {origin.netloc()}", f"user-agent: gateway/{__version__}"]
         if key and self._off is None:
             lines.append(": ".join(key_header(config, key)))
-        lines += ["accept-encoding: identity", "content-type: application/json"]
+        lines.append("accept-encoding: identity")
         self._path = origin.path
         self._lines = "\r\n".join(lines)
         self._heads: dict[tuple[str, str, bool], bytes] = {}
@@ -120,20 +120,25 @@ class Http1:
         extra = "".join([f"{name}: {value}\r\n" for name, value in call.headers])
         if extra and _UNSENDABLE.search(extra.replace("\r\n", "", len(call.headers))):
             raise InvalidRequest("A header of the request holds a character that no header can carry; leave it out.")
-        head = b"%b%bcontent-length: %d\r\n\r\n" % (self._head(call), extra.encode("latin-1"), len(call.body))
-        return await self._pool.send(head, call.body)
+        length = len(call.body) if call.upload is None else call.upload.length
+        size = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+        head = b"%b%b%b\r\n\r\n" % (self._head(call), extra.encode("latin-1"), size)
+        return await self._pool.send(head, call.body, call.upload)
 
     def _head(self, call: Call) -> bytes:
         """What the heads of all requests of this kind begin with."""
         kind = (call.method, call.endpoint, call.stream)
-        head = None if call.path else self._heads.get(kind)
+        usual = not call.path and call.upload is None
+        head = self._heads.get(kind) if usual else None
         if head is None:
             if not _TARGET.fullmatch(call.target):
                 raise InvalidRequest("The path or query of the request holds a character that must be percent-encoded.")
+            if _UNSENDABLE.search(call.content_type):
+                raise InvalidRequest("The content type holds a character that no header can carry.", param="content-type")
             accept = "text/event-stream" if call.stream else "application/json"
-            text = f"{call.method} {self._path}{call.target} HTTP/1.1\r\n{self._lines}\r\naccept: {accept}\r\n"
-            head = text.encode("latin-1")
-            if not call.path:
+            text = f"{call.method} {self._path}{call.target} HTTP/1.1\r\n{self._lines}\r\n"
+            head = f"{text}content-type: {call.content_type}\r\naccept: {accept}\r\n".encode("latin-1")
+            if usual:
                 self._heads[kind] = head
         return head
 
@@ -146,8 +151,8 @@ class Exchange:
     """One request and its answer. Once `head` returned it is an `Answer`; its pieces are what arrived together."""
 
     __slots__ = (
-        "_ended", "_pieces", "_waiter", "begun", "body", "connection", "encoded", "error", "head_bytes", "headers", "stale",
-        "status", "unread",
+        "_ended", "_feeding", "_pieces", "_waiter", "begun", "body", "connection", "encoded", "error", "head_bytes", "headers",
+        "stale", "status", "unread",
     )  # fmt: skip
 
     def __init__(self, head_bytes: bytes, body: bytes) -> None:
@@ -161,16 +166,23 @@ class Exchange:
         """Whether the body is compressed, though that was not asked for; its pieces are given as they were before."""
         self.stale = False
         """A connection that had served before closed without a byte of answer; the place in the pool is still held."""
-        self.error: UpstreamFailed | None = None
+        self.error: UpstreamFailed | BodyStopped | None = None
         self.unread = 0
         """Bytes of body that wait for their reader."""
         self.connection: Connection | None = None
         self._pieces: deque[bytes] = deque()
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        self._feeding: asyncio.Task[None] | None = None
+        """Sends the upload."""
+
+    def upload(self, upload: Upload) -> None:
+        """Send this behind the head, until it ends, or the exchange does."""
+        if self.connection is not None:
+            self._feeding = asyncio.create_task(self.connection.upload(self, upload))
 
     async def head(self) -> None:
-        """Wait for status and headers. Raises UpstreamFailed."""
+        """Wait for status and headers. Raises UpstreamFailed, or BodyStopped."""
         while not self.begun:
             if self.error is not None:
                 raise self.error
@@ -195,6 +207,9 @@ class Exchange:
     async def aclose(self) -> None:
         """Close the connection when the body has not come to its end; that is how the upstream learns of it."""
         self.close()
+        if self._feeding is not None:
+            # Whose body it is may read on only when nobody else does.
+            await asyncio.wait((self._feeding,))
 
     def close(self) -> None:
         """Leave the connection, if this is still on one. Whoever reads gets an error, never an end."""
@@ -207,6 +222,9 @@ class Exchange:
     def begin(self, status: int, headers: list[tuple[str, str]]) -> None:
         """The head has come."""
         self.status, self.headers, self.begun = status, headers, True
+        if status >= 300:
+            # Whatever is still to be sent, it has been refused.
+            self._stop_upload()
         self._wake()
 
     def feed(self, data: bytes) -> None:
@@ -219,13 +237,19 @@ class Exchange:
         """The body has come to its end."""
         self._ended = True
         self.connection = None
+        self._stop_upload()
         self._wake()
 
-    def fail(self, error: UpstreamFailed) -> None:
+    def fail(self, error: UpstreamFailed | BodyStopped) -> None:
         """Nothing more will come."""
         self.error = error
         self.connection = None
+        self._stop_upload()
         self._wake()
+
+    def _stop_upload(self) -> None:
+        if self._feeding is not None and self._feeding is not asyncio.current_task():
+            self._feeding.cancel()
 
     async def _change(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -288,6 +312,10 @@ class Connection(asyncio.Protocol):
         """Whether an exchange before this one was carried to its end."""
         self._unsent = memoryview(b"")
         self._full = self._paused = False
+        self._uploading = False
+        """Whether an upload has not been sent to its end: then nothing else can be sent here, ever."""
+        self._room: asyncio.Future[None] | None = None
+        """Set while an upload waits for the upstream to read."""
         self._reset()
 
     def _reset(self) -> None:
@@ -357,6 +385,40 @@ class Connection(asyncio.Protocol):
             part, self._unsent = self._unsent[:WRITE_BYTES], self._unsent[WRITE_BYTES:]
             transport.write(part)
 
+    async def upload(self, exchange: Exchange, upload: Upload) -> None:
+        """Send a body part by part, each when there is room. Ends the exchange when the body cannot go on."""
+        self._uploading = True
+        try:
+            await self._send_parts(exchange, upload)
+            self._uploading = False
+        except BodyStopped as error:
+            if self.exchange is exchange:
+                self.leave()
+                exchange.fail(UpstreamFailed("cut", "the request's own body broke off") if exchange.begun else error)
+
+    async def _send_parts(self, exchange: Exchange, upload: Upload) -> None:
+        left = upload.length
+        async with aclosing(upload.parts()) as parts:
+            async for part in parts:
+                if left is None:
+                    await self._write(exchange, b"%x\r\n%b\r\n" % (len(part), part))
+                    continue
+                left -= len(part)
+                if left >= 0:
+                    await self._write(exchange, part)
+        if left:
+            raise BodyStopped("the body is not as long as it was said to be")
+        if left is None:
+            await self._write(exchange, b"0\r\n\r\n")
+
+    async def _write(self, exchange: Exchange, data: bytes) -> None:
+        assert self.transport is not None  # noqa: S101 - tells mypy what connection_made knows
+        while self._full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        if self.exchange is exchange:
+            self.transport.write(data)
+
     def pause_writing(self) -> None:
         """The upstream reads more slowly than we write."""
         self._full = True
@@ -364,6 +426,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """There is room again."""
         self._full = False
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
         if self.exchange is not None and self.transport is not None:
             self._pump(self.transport)
 
@@ -436,7 +500,7 @@ class Connection(asyncio.Protocol):
         assert exchange is not None and transport is not None  # noqa: S101, PT018 - an answer came over it
         self.exchange = None
         exchange.finish()
-        if reusable and not self._unsent and not transport.get_write_buffer_size():
+        if reusable and not self._unsent and not self._uploading and not transport.get_write_buffer_size():
             self.read_on()
             self._pool.returned(self)
         else:
@@ -532,13 +596,15 @@ class Pool:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
 
-    async def send(self, head: bytes, body: bytes) -> Exchange:
+    async def send(self, head: bytes, body: bytes, upload: Upload | None = None) -> Exchange:
         """Send a request and wait for the head of its answer. Raises UpstreamFailed; leaves nothing open when it raises.
 
         Sent again, once and over a new connection, only when a connection that had served before turns out to be closed
-        before a byte of answer came.
+        before a byte of answer came. An upload cannot be sent again, so it always gets a new connection.
         """
         connection = await self._place()
+        if connection is not None and upload is not None:
+            connection.abort()
         if connection is not None and not connection.closed:
             exchange = Exchange(head, body)
             connection.begin(exchange)
@@ -554,7 +620,7 @@ class Pool:
                 raise
             else:
                 return exchange
-        return await self._connect(Exchange(head, body))
+        return await self._connect(Exchange(head, body), upload)
 
     async def _place(self) -> Connection | None:
         """A place in the pool, with an idle connection if there is one. Raises UpstreamFailed."""
@@ -591,7 +657,7 @@ class Pool:
         else:
             self.returned(connection)
 
-    async def _connect(self, exchange: Exchange) -> Exchange:
+    async def _connect(self, exchange: Exchange, upload: Upload | None) -> Exchange:
         connection = Connection(self, exchange)
         host = self._origin.host
         opened = False
@@ -606,9 +672,11 @@ class Pool:
                 kind = "connect" if connection.transport is None else "no_answer"
                 raise UpstreamFailed(kind, f"cannot be reached ({_reason(error)})") from None
             opened = True
+            if upload is not None:
+                exchange.upload(upload)
             await exchange.head()
         except BaseException:
-            exchange.close()
+            await exchange.aclose()
             if not opened:
                 # uvloop does not say that a connection is lost whose making was cancelled.
                 self.lost(connection)

@@ -18,7 +18,7 @@ import httpx
 
 from gateway import __version__
 from gateway.config import OpenAIUpstream, key_header, off_reason
-from gateway.errors import ConfigError, Problem, UpstreamFailed
+from gateway.errors import BodyStopped, ConfigError, Problem, UpstreamFailed
 from gateway.upstreams import Call, Piece, Upstream
 from gateway.upstreams.http1 import Http1, kept
 
@@ -55,7 +55,7 @@ class OpenAI:
     def __init__(self, name: str, config: OpenAIUpstream, *, key: str) -> None:
         self.name = name
         self._off = off_reason(config)
-        headers = {"user-agent": f"gateway/{__version__}", "accept-encoding": "identity", "content-type": "application/json"}
+        headers = {"user-agent": f"gateway/{__version__}", "accept-encoding": "identity"}
         if key and self._off is None:
             name_, value = key_header(config, key)
             headers[name_] = value
@@ -78,7 +78,22 @@ class OpenAI:
     async def send(self, call: Call) -> HttpAnswer:
         """See `Upstream.send`."""
         headers = [*call.headers, ("accept", "text/event-stream" if call.stream else "application/json")]
-        request = self._client.build_request(call.method, self._url + call.target, content=call.body, headers=headers)
+        headers.append(("content-type", call.content_type))
+        parts = call.upload.parts() if call.upload is not None else None
+        if call.upload is not None and call.upload.length is not None:
+            headers.append(("content-length", str(call.upload.length)))
+        content = call.body if parts is None else parts
+        request = self._client.build_request(call.method, self._url + call.target, content=content, headers=headers)
+        try:
+            return HttpAnswer(await self._sent_request(request))
+        finally:
+            if parts is not None:
+                # Whoever was given up before it asked for a part ends by itself, and asks for none.
+                with suppress(RuntimeError):
+                    await parts.aclose()
+
+    async def _sent_request(self, request: httpx.Request) -> httpx.Response:
+        """The response's head."""
         sending = _Sending(self._client, request)
         self._sending.add(sending.task)
         sending.task.add_done_callback(self._sent)
@@ -89,7 +104,7 @@ class OpenAI:
         except asyncio.CancelledError:
             await sending.give_up()
             raise
-        return HttpAnswer(response)
+        return response
 
     def _sent(self, task: asyncio.Future[httpx.Response]) -> None:
         self._sending.discard(task)
@@ -135,7 +150,7 @@ class _Sending:
 
 
 async def _close(task: asyncio.Future[httpx.Response]) -> None:
-    with suppress(asyncio.CancelledError, httpx.RequestError):
+    with suppress(asyncio.CancelledError, httpx.RequestError, BodyStopped):
         response = await task
         await response.aclose()
 

@@ -1,20 +1,26 @@
 """Measure the detector on labelled and on benign text, and its time by size: `python -m tests.bench.privacy --data DIR`.
 
-Reads the gzip'd JSON Lines named in `LABELLED` and `BENIGN` from DIR; knows nothing of where they come from.
+Reads the gzip'd JSON Lines named in `LABELLED` and `BENIGN` from DIR; knows nothing of where they come from. Seeded samples
+of each kind come from `privacy_oracles.py`, code from the Python installation.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import math
 import random
+import re
+import sysconfig
 import timeit
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gateway.privacy import find, normalise, scan
+from gateway.privacy import Detector, find, locate, normalise, scan
+from tests.bench.privacy_oracles import SAMPLES
 
 LABELLED = ("pii_presidio_synth_v2", "pii_presidio_generated_large")
 UNPLACED = "pii_nano_en"
@@ -32,6 +38,20 @@ KIND_OF = {
     "IP_ADDRESS": "ip",
     "PASSWORD": "secret",
 }
+
+
+N_SAMPLES = 1_000
+"""Of each kind."""
+N_BENIGN = 5_000
+"""Texts of each sort that is made here."""
+SENTENCES = (
+    "Please note {} for later.",
+    "{}",
+    "We got: {}.",
+    "see ({}), thank you",
+    '{{"value": "{}", "n": 1}}',
+    "Data: {}\nnext line",
+)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -110,27 +130,207 @@ def measure_benign(data: list[dict], *, show: bool) -> dict:
     return {"false_alarms": share(false, len(data))}
 
 
+def measure_seeded(kind: str, disguise: Callable[[random.Random, str], str] | None = None) -> dict:
+    """Recall of one kind on samples that other code made, plain or in disguise, in several sentences."""
+    draw, hits = random.Random(7), 0
+    for place, sample in enumerate(itertools.islice(SAMPLES[kind](random.Random(kind)), N_SAMPLES)):
+        shown = disguise(draw, sample) if disguise else sample
+        hits += kind in {f.kind for f in find(SENTENCES[place % len(SENTENCES)].format(shown))}
+    return {"recall": share(hits, N_SAMPLES)}
+
+
+def wide(draw: random.Random, text: str) -> str:
+    """Full-width forms."""
+    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
+
+
+def zero_width(draw: random.Random, text: str) -> str:
+    """Invisible characters between the others."""
+    return "".join(c + draw.choice(("", "\u200b", "\u200d", "\u00ad", "\ufeff")) for c in text)
+
+
+def other_digits(draw: random.Random, text: str) -> str:
+    """Arabic-Indic, Devanagari or mathematical digits."""
+    zero = draw.choice((0x660, 0x966, 0x1D7CE))
+    return "".join(chr(zero + int(c)) if c in "0123456789" else c for c in text)
+
+
+def other_blanks(draw: random.Random, text: str) -> str:
+    """Unusual spaces and hyphens where usual ones stand."""
+    return text.replace(" ", draw.choice("\u00a0\u2003\u3000\u202f")).replace("-", draw.choice("\u2010\u2011\u2013\u2212"))
+
+
+def escaped(draw: random.Random, text: str) -> str:
+    """As it stands in a JSON string of an ASCII encoder."""
+    return "".join(f"\\u{ord(c):04x}" if draw.random() < 0.5 and c.isascii() else c for c in text)
+
+
+DISGUISES = {
+    "full width": wide,
+    "zero width": zero_width,
+    "other digits": other_digits,
+    "other blanks and hyphens": other_blanks,
+    "json escapes": escaped,
+}
+
+
+def measure_separated() -> dict:
+    """Recall for cards, IBANs and telephone numbers with a separator between groups or digits that nobody wrote there."""
+    hits = n = 0
+    for kind, word in (("card", "card"), ("iban", "iban"), ("ssn", "ssn")):
+        draw = random.Random(3)
+        for sample in itertools.islice(SAMPLES[kind](draw), N_SAMPLES):
+            solid = sample.replace(" ", "").replace("-", "")
+            sep = draw.choice(" .-_" if kind != "ssn" else " .-")
+            size = draw.choice((1, 2, 4)) if kind == "card" else 4 if kind == "iban" else draw.choice((1, 3))
+            shown = sep.join(solid[i : i + size] for i in range(0, len(solid), size))
+            hits += kind in {f.kind for f in find(f"my {word}: {shown} thanks")}
+            n += 1
+    return {"recall": share(hits, n)}
+
+
+def measure_split() -> dict:
+    """Recall where the halves of a number stand in two text parts of one message: not promised, and shown for what it is."""
+    hits = 0
+    for sample in itertools.islice(SAMPLES["card"](random.Random(4)), N_SAMPLES):
+        half = len(sample) // 2
+        parts = [{"type": "text", "text": f"my card is {sample[:half]}"}, {"type": "text", "text": f"{sample[half:]} ok"}]
+        hits += "card" in scan({"messages": [{"role": "user", "content": parts}]}, max_chars=10**6).kinds
+    return {"recall": share(hits, N_SAMPLES)}
+
+
+_TRUE_ALARM = re.compile(r"[\w.+-]@[\w-]+\.\w|\d+\.\d+\.\d+\.\d+|2001:|fe80|ff0[0-9]:|ffff:")
+"""Read by eye before it was written down: authors' addresses and network addresses in documentation."""
+
+
+def code_texts() -> Iterator[str]:
+    """Pieces of fifty lines of the standard library, without those that do hold a mail address or four numbers with dots."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if {"test", "tests", "site-packages", "idlelib"} & set(path.parts):
+            continue
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        pieces = ("\n".join(lines[at : at + 50]) for at in range(0, len(lines), 50))
+        yield from (piece for piece in pieces if not _TRUE_ALARM.search(piece))
+
+
+def log_texts() -> Iterator[str]:
+    """Lines of servers' logs: times, levels, request ids, sizes, versions, hashes, loopback."""
+    draw = random.Random(11)
+    while True:
+        stamp = f"2026-{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}T{draw.randint(0, 23):02d}:{draw.randint(0, 59):02d}:{draw.randint(0, 59):02d}.{draw.randint(0, 999999):06d}Z"
+        uid = f"{draw.getrandbits(32):08x}-{draw.getrandbits(16):04x}-4{draw.getrandbits(12):03x}-a{draw.getrandbits(12):03x}-{draw.getrandbits(48):012x}"
+        yield "\n".join(
+            (
+                f"{stamp} INFO gateway[{draw.randint(100, 99999)}] request={uid} status={draw.choice([200, 404, 503])} bytes={draw.randint(1, 10**9)} ms={draw.random() * 900:.3f}",
+                f"{stamp} DEBUG worker-{draw.randint(1, 64)} commit {draw.getrandbits(160):040x} epoch={draw.randint(1_600_000_000_000, 1_799_999_999_999)} seq={draw.randint(1, 10**12)}",
+                f'127.0.0.1 - - [{draw.randint(1, 28)}/Nov/2026:10:{draw.randint(10, 59)}:07 +0000] "GET /v{draw.randint(1, 3)}/items/{draw.randint(1, 10**7)} HTTP/1.1" 200 {draw.randint(10, 10**6)}',
+                f"{stamp} WARN pool: {draw.randint(1, 9999)}/{draw.randint(1, 9999)} slots, trace_id={draw.getrandbits(128):032x} span={draw.getrandbits(64):016x} sha256:{draw.getrandbits(256):064x}",
+            )
+        )
+
+
+def mail_texts() -> Iterator[str]:
+    """Letters to a help desk with order, ticket, serial and tracking numbers, dates, amounts and versions, and nothing else."""
+    draw = random.Random(12)
+    while True:
+        order, ticket = draw.randint(10**6, 10**10), draw.randint(10_000, 99_999)
+        yield (
+            f"Hello, my order {order} from {draw.randint(1, 28)}.{draw.randint(1, 12)}.2026 has not arrived. The invoice INV-2026-{ticket} over "
+            f"{draw.randint(5, 4999)},{draw.randint(10, 99)} EUR was paid. Tracking {draw.choice(['1Z', 'JD', 'RR'])}{draw.randint(10**11, 10**16)}, "
+            f"serial no. SN{draw.randint(10**7, 10**9)}-{draw.choice('ABCDEFG')}. I run version {draw.randint(1, 20)}.{draw.randint(0, 9)}.{draw.randint(0, 99)}.{draw.randint(0, 999)} "
+            f"and get error 0x{draw.getrandbits(32):08X} after {draw.randint(2, 59)} minutes. Room {draw.randint(100, 999)}, {draw.randint(9, 17)}:30-18:00. Ticket #{ticket}. Thanks!"
+        )
+
+
+MADE = {"code": code_texts, "logs": log_texts, "support mail": mail_texts}
+
+
+def measure_made(texts: Iterator[str], *, show: bool) -> dict:
+    """Texts without personal data that raise an alarm; `--show` prints them."""
+    n, false = 0, Counter()
+    for text in itertools.islice(texts, N_BENIGN):
+        n += 1
+        found = find(text)
+        false.update({f.kind for f in found})
+        false["any"] += bool(found)
+        for f in found if show else ():
+            print("alarm", f.kind, repr(normalise(text)[max(0, f.start - 60) : f.end + 30]))
+    return {"false_alarms": share(false["any"], n), "by_kind": dict(false)}
+
+
+def measure_engines(texts: list[str]) -> dict:
+    """Texts in which the fallback engine, the remembered verdict or the place in the original differ from the first finding."""
+    slow, remembering, differ = Detector(with_re2=False), Detector(), 0
+    for text in texts:
+        found, plain = find(text), normalise(text)
+        twice = {remembering.kinds_of_all([text, text]) for _ in range(2)}
+        placed = [(f.kind, normalise(text[f.start : f.end])) for f in locate(text)]
+        same = slow.find(text) == found and twice == {frozenset(f.kind for f in found)}
+        differ += not (same and placed == [(f.kind, plain[f.start : f.end]) for f in found])
+    return {"differ": share(differ, len(texts))}
+
+
+def pooled(report: dict) -> dict:
+    """Both labelled sets as one sample."""
+    parts = [report[name]["request"] for name in LABELLED]
+    return {
+        "request": {
+            name: share(sum(p[name]["hits"] for p in parts), sum(p[name]["n"] for p in parts)) for name in ("recall", "precision")
+        }
+    }
+
+
 def measure_time(prompts: list[str], labelled: list[str]) -> dict:
-    """Best of several runs, milliseconds, of `scan` on one message of about that many characters."""
+    """Median milliseconds of `scan` on one message of about that many characters, never seen before; and seen before."""
     draw = random.Random(1)
     benign, dense = (" ".join(draw.sample(texts, len(texts))) for texts in (prompts, labelled))
     while len(dense) < 300_000:
         dense += " " + dense
     digits = "".join(draw.choices("0123456789", k=131_072))
-    fours = " ".join(digits[i : i + 4] for i in range(0, 100_000, 4))
     cases = {f"benign_{n}": benign[9_000 : 9_000 + n] for n in (100, 1_000, 8_000, 32_000, 128_000, 256_000)}
     cases |= {f"dense_{n}": dense[:n] for n in (100, 1_000, 8_000, 32_000, 128_000)}
     cases |= {f"cyrillic_{n}": ("Съешь же ещё этих мягких французских булок. " * n)[:n] for n in (8_000, 32_000)}
-    cases |= {"digits_128k": digits, "digit_groups_128k": fours, "at_signs_128k": "a@b" * 43_690, "colons_128k": "a:b:" * 32_768}
-    cases |= {"keys_128k": "key: eyJa" * 14_563, "accents_128k": "e" + "\u0301\u0323" * 65_536}
-    return {name: round(best_ms(text), 4) for name, text in cases.items()}
+    adversarial = {
+        "digits": digits,
+        "digit groups": " ".join(digits[i : i + 4] for i in range(0, 104_000, 4)),
+        "accents": "e" + "\u0301\u0323" * 65_536,
+    }
+    units = (
+        "a@b",
+        "ab@x.js ",
+        "a:b:",
+        "aa:bb:",
+        "key: eyJa",
+        "4000 ",
+        "GB12 ",
+        "1.2.3.4 ",
+        "pwd ",
+        "://a:",
+        "sk-",
+        "tax id 12 ",
+        "\\n",
+        "000-12-3456 ",
+    )
+    adversarial |= {unit: unit * (131_072 // len(unit)) for unit in units}
+    report = {name: round(scan_ms(text), 4) for name, text in cases.items()}
+    report["again_32000"] = round(scan_ms(cases["benign_32000"], again=True), 4)
+    report["again_256000"] = round(scan_ms(cases["benign_256000"], again=True), 4)
+    return report | {f"adversarial_128k {name!r}": round(scan_ms(text), 4) for name, text in adversarial.items()}
 
 
-def best_ms(text: str) -> float:
-    """Milliseconds of the fastest of up to 15 rounds."""
+def scan_ms(text: str, *, again: bool = False) -> float:
+    """Milliseconds, the median of up to 15 rounds; each with a detector that has read nothing, unless `again`."""
     body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    detector = Detector()
+    scan(body, max_chars=10**7, detector=detector)
+
+    def once() -> None:
+        if not again:
+            detector.forget()
+        scan(body, max_chars=10**7, detector=detector)
+
     number = max(1, 20_000 // max(1, len(text)))
-    return min(timeit.repeat(lambda: scan(body, max_chars=10**7), number=number, repeat=15)) / number * 1000
+    return sorted(timeit.repeat(once, number=number, repeat=9))[4] / number * 1000
 
 
 def line(name: str, figure: dict) -> str:
@@ -148,7 +348,17 @@ def main() -> None:
     chosen = options.parse_args()
     report = {name: measure_labelled(rows(chosen.data, name), show=chosen.show) for name in LABELLED}
     report[UNPLACED] = measure_unplaced(rows(chosen.data, UNPLACED), show=chosen.show)
+    report["both presidio-research sets"] = pooled(report)
     report |= {name: measure_benign(rows(chosen.data, name), show=chosen.show) for name in BENIGN}
+    report |= {f"made: {name}": measure_made(texts(), show=chosen.show) for name, texts in MADE.items()}
+    report |= {f"seeded: {kind}": measure_seeded(kind) for kind in SAMPLES}
+    report |= {
+        f"disguised: {kind}, {name}": measure_seeded(kind, disguise) for kind in SAMPLES for name, disguise in DISGUISES.items()
+    }
+    texts = [row["text"] for name in (*LABELLED, UNPLACED) for row in rows(chosen.data, name)]
+    report["engines"] = measure_engines(texts + [row["prompt"] for row in rows(chosen.data, BENIGN[0])[:1_000]])
+    report["disguised: separators"] = measure_separated()
+    report["disguised: split over parts"] = measure_split()
     if not chosen.no_time:
         prompts = [row["prompt"] for name in BENIGN for row in rows(chosen.data, name)]
         report["scan_ms"] = measure_time(prompts, [row["text"] for name in LABELLED for row in rows(chosen.data, name)])
@@ -161,6 +371,10 @@ def main() -> None:
             print(line(f"{name} {kind} precision", figures["precision"]))
         for measure, figure in part.get("request", {}).items():
             print(line(f"{name} request {measure}", figure))
+        if "recall" in part:
+            print(line(f"{name} recall", part["recall"]))
+        if "differ" in part:
+            print(line("fallback, memory or places differ", part["differ"]))
         if "false_alarms" in part:
             print(line(f"{name} false alarms", part["false_alarms"]))
     for name, figure in report.get("scan_ms", {}).items():

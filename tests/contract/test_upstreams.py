@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import pytest
 from hostile import HANG, chunk, head, hostile
+from shelf import shelf
 
 from gateway import frames, sse
 from gateway.config import EchoUpstream, OpenAIUpstream
 from gateway.dispatch import FALLBACK
-from gateway.errors import UpstreamFailed
+from gateway.errors import BodyStopped, UpstreamFailed
 from gateway.local.frames import Cancel, Delta, Finished, Hello, Started, from_worker_decoder, to_worker_decoder
 from gateway.upstreams import Call, Upstream
 from gateway.upstreams.echo import Echo
@@ -217,6 +218,84 @@ async def test_calls_do_not_meet(make):
         answers = await asyncio.gather(*(text() for _ in range(30)))
         assert all(answer.count(b"[DONE]") == 1 and answer.count(b"one ") == 1 for answer in answers)
         await until(lambda: subject.open() == 0)
+
+
+class Body:
+    """An upload of 64 KB parts; says how many were taken. `stops` after so many."""
+
+    def __init__(self, n_parts, *, length=True, stops=None):
+        self.length = n_parts * 65536 if length else None
+        self.taken, self.spent, self.stops, self._n_parts = 0, False, stops, n_parts
+        self.closed = asyncio.Event()
+
+    async def parts(self):
+        self.spent = True
+        try:
+            for _ in range(self._n_parts):
+                if self.taken == self.stops:
+                    raise BodyStopped("on purpose")
+                self.taken += 1
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+        finally:
+            self.closed.set()
+
+
+def upload(body):
+    return Call(
+        request_id="r",
+        endpoint="files",
+        model="m",
+        body=b"",
+        stream=False,
+        upload=body,
+        content_type="multipart/form-data; boundary=b",
+    )
+
+
+@pytest.mark.parametrize("client", ["http1", "httpx"])
+@pytest.mark.parametrize("length", [True, False])
+async def test_an_upload_arrives_whole_under_its_own_type(client, length):
+    """With a length or in chunks; the connection serves again afterwards."""
+    async with shelf() as server:
+        up = connect("up", OpenAIUpstream(base_url=server.base_url, client=client), key="")
+        for _ in range(2):
+            got = await up.send(upload(Body(40, length=length)))
+            assert got.status == 200
+            assert b"".join([piece.data async for piece in got])
+            await got.aclose()
+        assert [(headers["content-type"], len(body)) for _, headers, body in server.requests] == [
+            ("multipart/form-data; boundary=b", 40 * 65536)
+        ] * 2
+        await up.aclose()
+
+
+@pytest.mark.parametrize("client", ["http1", "httpx"])
+async def test_an_upload_is_taken_no_faster_than_it_is_read(client):
+    """What is not taken off the wire stays with its sender; giving up ends it."""
+    async with hostile() as server:
+        server.scripts = [[HANG]]
+        body = Body(4000)
+        up = connect("up", OpenAIUpstream(base_url=server.base_url, client=client), key="")
+        sending = asyncio.create_task(up.send(upload(body)))
+        await until(lambda: body.taken)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await body.closed.wait()
+        assert body.taken < 4000
+        await up.aclose()
+
+
+@pytest.mark.parametrize("client", ["http1", "httpx"])
+async def test_an_upload_that_stops_is_never_a_whole_body(client):
+    """Its reason comes back, and the other side sees a broken connection."""
+    async with shelf() as server:
+        up = connect("up", OpenAIUpstream(base_url=server.base_url, client=client), key="")
+        with pytest.raises(BodyStopped):
+            await up.send(upload(Body(40, length=False, stops=20)))
+        await until(lambda: server.open == 0)
+        assert server.requests == []
+        await up.aclose()
 
 
 async def test_availability_is_told_without_waiting(make):

@@ -1,39 +1,12 @@
 """Two gateways with one Redis: what one has answered, the other serves; what one purges, the other forgets."""
 
-import shutil
-import subprocess
-
 import pytest
-import redis
-from gateways import ECHO, ECHO_POLICY, Gateway, free_port, until
+from gateways import ECHO, ECHO_POLICY, Gateway, until
 
 pytestmark = pytest.mark.redis
 
 CONFIG = ECHO.replace("semantic = false", 'semantic = false\nredis_url_env = "TEST_REDIS_URL"')
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "shared between two"}]}
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    """A private redis-server and its URL."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed; `make test` says how")
-    port = free_port()
-    with subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)], stdout=subprocess.DEVNULL
-    ) as process:
-        with redis.Redis(port=port) as client:
-            until(lambda: _answers(client), "redis-server", 10)
-        yield f"redis://127.0.0.1:{port}/0", process
-        process.terminate()
-
-
-def _answers(client):
-    try:
-        return client.ping()
-    except redis.ConnectionError:
-        return False
 
 
 def state_of(gateway):

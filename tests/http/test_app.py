@@ -15,15 +15,18 @@ from gateway.http.cors import Cors
 async def served(world):
     """An httpx client of a World's whole application; give the origins that may call it."""
     async with hostile() as server:
-        made = world(up={"base_url": server.base_url})
+        made = world(server='cors_origins = ["https://page.example"]', up={"base_url": server.base_url})
+
+        async def page():
+            return b"up 1\n", "text/plain"
 
         front = SimpleNamespace(
             edge=made.edge, config=made.config, keys=made.keys, cache=made.cache, ready=lambda: (True, {"status": "ready"}),
-            page=lambda: (b"up 1\n", "text/plain"), emit=lambda *a, **k: None,
+            page=page, emit=lambda *a, **k: None,
         )  # fmt: skip
         app = create_app(front)
         async with (
-            made.listening(Cors(app, ("https://page.example",))) as (host, port),
+            made.listening(app) as (host, port),
             httpx.AsyncClient(base_url=f"http://{host}:{port}", headers={"authorization": f"Bearer {made.key}"}) as client,
         ):
             yield SimpleNamespace(made=made, server=server, client=client, app=app)
@@ -71,8 +74,8 @@ async def test_somebody_is_there(served, method):
         assert (await client.request(method, str(served.client.base_url))).status_code == 200
 
 
-async def test_every_answer_has_an_id(served):
-    """Operators' pages and refusals of the router too, each its own."""
+async def test_every_answer_has_an_id_and_a_time(served):
+    """Operators' pages, refusals of the router and preflights too, each its own."""
     paths = (
         "/",
         "/health",
@@ -82,7 +85,7 @@ async def test_every_answer_has_an_id(served):
         "/openai/models",
         "/v1/models/m",
         "/v1/models/nope",
-        "/v1/files",
+        "/v1/assistants",
         "/nope",
     )
     got = [await served.client.get(path) for path in paths]
@@ -90,6 +93,10 @@ async def test_every_answer_has_an_id(served):
     ids = [one.headers["x-request-id"] for one in got]
     assert all(id_.startswith("req_") for id_ in ids)
     assert len(set(ids)) == len(ids)
+    got += [await served.client.delete("/v1/models"), await served.client.options("/v1/models", headers=PREFLIGHT)]
+    got += [await served.client.post("/v1/gateway/purge", json={}), await served.client.post("/v1/chat/completions", content=b"")]
+    assert [one.status_code for one in got[-4:]] == [405, 204, 403, 400]
+    assert all(one.headers["openai-processing-ms"].isdecimal() and one.headers["x-request-id"] for one in got)
 
 
 async def test_a_wrong_method_says_which_is_right(served):

@@ -140,8 +140,8 @@ async def test_the_azure_client_is_served(made, server):
     assert got.choices[0].message.content == "fine"
 
 
-NOWHERE = {"/v1/files": "endpoint_not_served", "/v1/batches/b1": "endpoint_not_served", "/openai/v1/audio/transcriptions": "endpoint_not_served",
-           "/openai/deployments/m/images/edits": "endpoint_not_served", "/v1/nothing": "unknown_url", "/v2/responses": "unknown_url", "/v1/responses/a/b": "unknown_url"}  # fmt: skip
+NOWHERE = {"/v1/uploads": "endpoint_not_served", "/v1/vector_stores/b1": "endpoint_not_served", "/openai/v1/audio/voices": "endpoint_not_served",
+           "/openai/deployments/m/files": "unknown_url", "/v1/nothing": "unknown_url", "/v2/responses": "unknown_url", "/v1/responses/a/b": "unknown_url"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "code"), NOWHERE.items())

@@ -60,7 +60,11 @@ async def test_a_bad_field_is_named(made, server, param, fields):
 
 
 @pytest.mark.parametrize(
-    "needs", [{"tools": [{"type": "function", "name": "f"}]}, {"input": [{"content": [{"type": "input_image"}]}]}]
+    "needs",
+    [
+        {"tools": [{"type": "function", "name": "f"}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+    ],
 )
 async def test_what_the_model_must_be_able_to_do_is_known(world, server, needs):
     """Tools and images are asked of the candidate as for chat; without the capability nothing is sent."""
@@ -282,9 +286,9 @@ async def test_another_method_on_a_stored_response_is_405(made):
 
 
 async def test_a_model_may_be_left_out_where_the_api_lets_it(made, server):
-    """Compaction and token counts go to the model of the earlier response, else to the first that speaks Responses."""
-    server.scripts = [[answer(200, {"object": "response.compaction", "output": []})]]
-    got = await Client(made, b'{"input":[{"role":"user","content":"x"}]}', endpoint="responses/compact").answer()
+    """Token counts go to the model of the earlier response, else to the first that speaks Responses."""
+    server.scripts = [[answer(200, {"object": "response.input_tokens", "input_tokens": 3})]]
+    got = await Client(made, b'{"input":[{"role":"user","content":"x"}]}', endpoint="responses/input_tokens").answer()
     assert (got.status, server.requests[0][1]) == (200, b'{"input":[{"role":"user","content":"x"}]}')
     assert made.records[0].model == "m"
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import slow_decide
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import (
@@ -23,9 +24,9 @@ from worlds import (
     option,
 )
 
-from gateway.errors import Forbidden, InvalidRequest
+from gateway.errors import Conflict, Forbidden
 from gateway.facts import Facts
-from gateway.policy.decide import PRIOR_TTFT_MS, decide, expected_cost_usd, policy_for, worst_cost_usd
+from gateway.policy.decide import MOST_KINDS, PRIOR_TTFT_MS, decide, expected_cost_usd, policy_for, worst_cost_usd
 from gateway.policy.decision import Health
 from gateway.policy.generation import Generation
 
@@ -51,6 +52,41 @@ def test_what_no_model_can_do_is_unsupported(given_facts, message):
     refusal = decide(generation(""), "p0", facts(**given_facts), {}).refusal
     assert refusal.kind == "unsupported"
     assert refusal.message.startswith(message)
+
+
+SPEAKS = option("speaks", capabilities=("responses", "chat"), takes_up_to="restricted")
+CHATS = option("chats", capabilities=("chat", "json"), takes_up_to="restricted")
+RESPONSES = {"endpoint": "responses", "needs": ("responses",), "via_chat": ("chat",), "stores": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "served"),
+    [
+        ({}, ["speaks", "chats"]),
+        ({"via_chat": ()}, ["speaks"]),
+        ({"needs": ("responses", "json"), "via_chat": ("chat", "json")}, ["chats"]),
+        ({"class_": "confidential"}, ["chats"]),
+        ({"class_": "confidential", "stores": False}, ["speaks", "chats"]),
+        ({"class_": "confidential", "via_chat": ()}, []),
+    ],
+)
+def test_chat_may_stand_in_for_responses(changes, served):
+    """Where it can be translated, who chats may serve it; above internal, who would keep the answer may not."""
+    decision = decide(generation("", options=(SPEAKS, CHATS)), "p0", facts(**{**RESPONSES, **changes}), {})
+    assert names(decision) == served
+    if "speaks" not in served and "class_" in changes:
+        assert ("speaks/m", "store") in [(one.option, one.by) for one in decision.removed]
+
+
+def test_what_is_lacking_is_named_by_the_way_an_option_is_asked():
+    """The words of the endpoint for who speaks it, those of chat for who does not."""
+    asked = facts(**RESPONSES | {"needs": ("responses", "images"), "via_chat": ("chat", "images", "logprobs")})
+    decision = decide(generation("", options=(SPEAKS, CHATS)), "p0", asked, {})
+    assert {one.option: one.reason for one in decision.removed} == {
+        "speaks/m": "cannot do: images",
+        "chats/m": "cannot do: images, logprobs",
+    }
+    assert decision.refusal.message == "No upstream of this model can do all of: responses (or chat), images, logprobs."
 
 
 def test_an_upstream_never_sees_a_class_above_its_own():
@@ -243,6 +279,26 @@ def test_every_request_gets_candidates_or_a_refusal_and_twice_the_same(limits, r
     assert decide(policy, "p0", request, health) == decision
 
 
+@given(
+    LIMITS,
+    st.lists(st.tuples(all_facts(models=("auto", "us-model", "unknown")), all_health(OPTIONS)), min_size=1, max_size=8),
+    st.sampled_from(["cost", "latency"]),
+)
+def test_what_is_remembered_decides_like_what_is_worked_out(limits, asked, order):
+    """Whatever was asked before, a decision is the same as one that remembers nothing, in every field."""
+    made = named("".join(limit_texts(limits)) + route(f'when = {{ stream = true }}\norder_by = "{order}"\nwithin = 1.5'))
+    for request, health in asked * 2:
+        assert decide(made, "p0", request, health) == slow_decide.decide(made, "p0", request, health)
+
+
+def test_what_is_remembered_is_bounded():
+    """Kinds of requests beyond the bound push out the others instead of growing without end."""
+    made = generation("", options=OPTIONS)
+    for number in range(MOST_KINDS + 10):
+        decide(made, "p0", facts(model=f"m{number}"), {})
+    assert len(made.known) <= MOST_KINDS
+
+
 KEY = {"key_policy": "", "key_policies": ("p1",), "default": "p0"}
 
 
@@ -257,7 +313,7 @@ def test_a_key_cannot_choose_a_policy_that_is_not_its_own(header):
 def test_a_pinned_hash_that_is_not_in_force_is_refused():
     """NAME@HASH holds only as long as that generation is in force."""
     policies = generation(*[route('order_by = "cost"')] * 2)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(Conflict) as caught:
         policy_for(policies, header="p1@000000000000", **KEY)
     assert (caught.value.code, caught.value.param) == ("policy_changed", "x-gateway-policy")
     assert policy_for(policies, header=policies.label("p1"), **KEY) == "p1"

@@ -77,6 +77,8 @@ def all_facts(models=("auto",)):
         tools=st.booleans(),
         images=st.booleans(),
         needs=st.lists(st.sampled_from(CAPABILITIES), max_size=2, unique=True).map(tuple),
+        via_chat=st.sampled_from([(), ("chat",), ("chat", "images")]),
+        stores=st.booleans(),
         prompt_tokens=size,
         prompt_tokens_high=size,
         max_output=st.none() | st.integers(0, 20_000),

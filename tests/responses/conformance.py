@@ -25,6 +25,7 @@ DESCRIPTION = Path(os.environ.get("OPENAI_DESCRIPTION", BESIDE))
 MODELS = {
     "ResponseStreamEvent": ResponseStreamEvent,
     "Response": Response,
+    "CompactResource": dict,  # the SDK's type knows the model's own items only, and OpenAI's example holds a user's
     "ResponseItemList": ResponseItemList,
     "CreateChatCompletionRequest": completion_create_params.CompletionCreateParams,
 }

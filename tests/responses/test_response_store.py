@@ -1,19 +1,26 @@
 """Stored responses: found by their tenant only, for as long as they may be kept, whatever happens to the process or the file."""
 
 import asyncio
+import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
 import sys
-from contextlib import aclosing, closing
+import time
+from contextlib import aclosing, closing, suppress
 
 import conformance
 import pytest
 
 from gateway.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from gateway.responses import check_clearance
+from gateway.responses import redis as redis_module
 from gateway.responses import store as module
 from gateway.responses.answer import Events
 from gateway.responses.ask import chat_body, input_items, references
-from gateway.responses.store import ResponseStore, check_clearance
+from gateway.responses.redis import SharedStore
+from gateway.responses.store import ResponseStore
 
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
 
@@ -37,6 +44,37 @@ async def store(tmp_path, clock):
     await made.aclose()
 
 
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    """A private redis-server, and its URL."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed; `make test` says how")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path_factory.mktemp("r"))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+        yield f"redis://127.0.0.1:{port}/0"
+        process.terminate()
+
+
+@pytest.fixture(params=["file", pytest.param("redis", marks=pytest.mark.redis)])
+async def either(request, tmp_path, clock):
+    """A store of either kind, empty."""
+    if request.param == "file":
+        made = ResponseStore(tmp_path / "state/responses.sqlite3", ttl_s=100, clock=clock)
+    else:
+        made = SharedStore(request.getfixturevalue("redis_server"), ttl_s=100, clock=clock)
+        await made.purge()
+    yield made
+    await made.aclose()
+
+
 def answered(id_, text="Hello", *, message=None, **request):
     """A request and the final response to it."""
     request = {"model": "m", "input": "Hi", **request}
@@ -50,71 +88,86 @@ async def keep(store, id_, *, tenant="a", class_="public", expires_at=None, **mo
     return response
 
 
-async def test_only_the_own_tenant_finds_a_response(store):
+async def test_only_the_own_tenant_finds_a_response(either):
     """Another tenant's response is as unknown as one that never was, in every method."""
-    await keep(store, "resp_1")
-    item = (await store.input_items("resp_1", "a"))["first_id"]
+    await keep(either, "resp_1")
+    item = (await either.input_items("resp_1", "a"))["first_id"]
     for call in (
-        store.get("resp_1", "b"),
-        store.delete("resp_1", "b"),
-        store.input_items("resp_1", "b"),
-        store.get("resp_2", "a"),
+        either.get("resp_1", "b"),
+        either.delete("resp_1", "b"),
+        either.input_items("resp_1", "b"),
+        either.get("resp_2", "a"),
     ):
         with pytest.raises(NotFound):
             await call
     with pytest.raises(InvalidRequest) as raised:
-        await store.chain("resp_1", "b")
+        await either.chain("resp_1", "b")
     assert (raised.value.param, raised.value.code) == ("previous_response_id", "previous_response_not_found")
-    assert (await store.items([item], "b")).items == []
-    assert len((await store.items([item], "a")).items) == 1
+    assert (await either.items([item], "b")).items == []
+    assert len((await either.items([item], "a")).items) == 1
 
 
 @pytest.mark.parametrize("class_", ["confidential", "restricted", "unheard of"])
-async def test_nothing_above_the_clearance_is_stored(store, class_):
+async def test_nothing_above_the_clearance_is_stored(either, class_):
     """A class above internal, and one nobody knows, is refused by name and leaves no row."""
     with pytest.raises(InvalidRequest) as raised:
-        await keep(store, "resp_1", class_=class_)
+        await keep(either, "resp_1", class_=class_)
     assert (raised.value.param, raised.value.code) == ("store", "store_forbidden")
     with pytest.raises(InvalidRequest):
         check_clearance(class_)
     with pytest.raises(NotFound):
-        await store.get("resp_1", "a")
+        await either.get("resp_1", "a")
 
 
-async def test_a_response_comes_back_as_it_was(store):
+async def test_a_response_comes_back_as_it_was(either):
     """What was stored is what is given back, until it is deleted."""
-    response = await keep(store, "resp_1", text="lone \ud800 surrogate")
-    assert await store.get("resp_1", "a") == response
-    conformance.check(await store.get("resp_1", "a"), "Response")
-    assert await store.delete("resp_1", "a") == {"id": "resp_1", "object": "response", "deleted": True}
+    response = await keep(either, "resp_1", text="lone \ud800 surrogate")
+    assert await either.get("resp_1", "a") == response
+    conformance.check(await either.get("resp_1", "a"), "Response")
+    assert await either.delete("resp_1", "a") == {"id": "resp_1", "object": "response", "deleted": True}
     with pytest.raises(NotFound):
-        await store.get("resp_1", "a")
+        await either.get("resp_1", "a")
 
 
-async def test_a_response_expires(store, clock):
-    """After its time a response is gone for every reader, and its row with the next one stored."""
-    await keep(store, "resp_1")
-    await keep(store, "resp_2", expires_at=1500.0)
+async def test_a_response_expires(either, clock):
+    """After its time a response is gone for every reader; one that was given longer stays."""
+    item = (await keep(either, "resp_1"))["output"][0]["id"]
+    await keep(either, "resp_2", expires_at=1500.0)
     clock.now += 100
     with pytest.raises(NotFound):
-        await store.get("resp_1", "a")
+        await either.get("resp_1", "a")
     with pytest.raises(InvalidRequest):
-        await store.chain("resp_1", "a")
-    await store.get("resp_2", "a")
+        await either.chain("resp_1", "a")
+    assert (await either.items([item], "a")).items == []
+    await either.get("resp_2", "a")
+
+
+async def test_what_has_expired_leaves_the_file(store, clock):
+    """Its rows go with the next response that is stored."""
+    await keep(store, "resp_1")
+    clock.now += 100
     await keep(store, "resp_3")
     with closing(sqlite3.connect(store._path)) as db:
         assert db.execute("SELECT count(*) FROM responses WHERE id = 'resp_1'").fetchone() == (0,)
         assert db.execute("SELECT count(*) FROM items WHERE response = 'resp_1'").fetchone() == (0,)
 
 
+async def test_the_head_is_known_without_the_text(either):
+    """Class and model, for the owner only."""
+    await keep(either, "resp_1", class_="internal")
+    assert await either.head("resp_1", "a") == ("internal", "m")
+    with pytest.raises(NotFound):
+        await either.head("resp_1", "b")
+
+
 @pytest.mark.parametrize("count", [1, 4, 5])
-async def test_input_items_come_in_pages(store, count):
+async def test_input_items_come_in_pages(either, count):
     """Pages in either order hold each input item once, say whether more follow, and are what OpenAI describes."""
-    await keep(store, "resp_1", input=[{"role": "user", "content": str(n)} for n in range(count)])
+    await keep(either, "resp_1", input=[{"role": "user", "content": str(n)} for n in range(count)])
     for order in ("asc", "desc"):
         seen, after = [], None
         while True:
-            page = await store.input_items("resp_1", "a", limit=2, after=after, order=order)
+            page = await either.input_items("resp_1", "a", limit=2, after=after, order=order)
             conformance.check(page, "ResponseItemList")
             seen += [item["content"][0]["text"] for item in page["data"]]
             after = page["last_id"]
@@ -127,21 +180,21 @@ async def test_input_items_come_in_pages(store, count):
     ("wrong", "param"),
     [({"limit": 0}, "limit"), ({"limit": 101}, "limit"), ({"order": "up"}, "order"), ({"after": "msg_x"}, "after")],
 )
-async def test_a_bad_page_is_refused(store, wrong, param):
+async def test_a_bad_page_is_refused(either, wrong, param):
     """A page that cannot be is refused with the name of what is wrong."""
-    await keep(store, "resp_1")
+    await keep(either, "resp_1")
     with pytest.raises(InvalidRequest) as raised:
-        await store.input_items("resp_1", "a", **wrong)
+        await either.input_items("resp_1", "a", **wrong)
     assert raised.value.param == param
 
 
-async def test_a_conversation_over_three_turns(store):
+async def test_a_conversation_over_three_turns(either):
     """Question, call, its output and the next question: each turn's chat body holds all that was said before it."""
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-    await keep(store, "resp_1", input="Rain?", tools=[TOOL], message={"content": "Let me see.", "tool_calls": [call]})
+    await keep(either, "resp_1", input="Rain?", tools=[TOOL], message={"content": "Let me see.", "tool_calls": [call]})
     output = [{"type": "function_call_output", "call_id": "c1", "output": "dry"}]
-    await keep(store, "resp_2", input=output, text="No.", previous_response_id="resp_1", class_="internal")
-    turns = await store.chain("resp_2", "a")
+    await keep(either, "resp_2", input=output, text="No.", previous_response_id="resp_1", class_="internal")
+    turns = await either.chain("resp_2", "a")
     asked = {"model": "m", "input": "Sure?", "previous_response_id": "resp_2"}
     body = chat_body(asked, earlier=turns.items)
     conformance.check(body, "CreateChatCompletionRequest")
@@ -155,12 +208,12 @@ async def test_a_conversation_over_three_turns(store):
     ]
 
 
-async def test_a_stored_item_can_be_referenced(store):
+async def test_a_stored_item_can_be_referenced(either):
     """Ids that the response and its input items carry lead back to the items."""
-    response = await keep(store, "resp_1", class_="internal")
-    first = (await store.input_items("resp_1", "a"))["first_id"]
+    response = await keep(either, "resp_1", class_="internal")
+    first = (await either.input_items("resp_1", "a"))["first_id"]
     request = {"model": "m", "input": [{"type": "item_reference", "id": first}, {"id": response["output"][0]["id"]}]}
-    found = await store.items(references(request), "a")
+    found = await either.items(references(request), "a")
     assert found.class_ == "internal"
     assert chat_body(request, earlier=[], referenced=found.items)["messages"] == [
         {"role": "user", "content": "Hi"},
@@ -168,42 +221,83 @@ async def test_a_stored_item_can_be_referenced(store):
     ]
 
 
-async def test_a_chain_that_lost_a_turn_is_refused(store):
+async def test_a_chain_that_lost_a_turn_is_refused(either):
     """A conversation is never continued without one of its turns."""
-    await keep(store, "resp_1")
-    await keep(store, "resp_2", previous_response_id="resp_1")
-    await store.delete("resp_1", "a")
+    await keep(either, "resp_1")
+    await keep(either, "resp_2", previous_response_id="resp_1")
+    await either.delete("resp_1", "a")
     with pytest.raises(InvalidRequest) as raised:
-        await store.chain("resp_2", "a")
+        await either.chain("resp_2", "a")
     assert raised.value.code == "previous_response_not_found"
 
 
-async def test_a_chain_is_bounded(store, monkeypatch):
+async def test_a_chain_is_bounded(either, monkeypatch):
     """A chain beyond the bound in turns or in bytes is refused, and one at the bound is not."""
-    monkeypatch.setattr(module, "MAX_TURNS", 2)
-    await keep(store, "resp_1")
-    await keep(store, "resp_2", previous_response_id="resp_1")
-    assert len((await store.chain("resp_2", "a")).items) == 4
-    await keep(store, "resp_3", previous_response_id="resp_2")
+    for one in (module, redis_module):
+        monkeypatch.setattr(one, "MAX_TURNS", 2)
+    await keep(either, "resp_1")
+    await keep(either, "resp_2", previous_response_id="resp_1")
+    assert len((await either.chain("resp_2", "a")).items) == 4
+    await keep(either, "resp_3", previous_response_id="resp_2")
     with pytest.raises(InvalidRequest) as raised:
-        await store.chain("resp_3", "a")
+        await either.chain("resp_3", "a")
     assert raised.value.code == "context_length_exceeded"
-    monkeypatch.setattr(module, "MAX_CHAIN_BYTES", 10)
+    for one in (module, redis_module):
+        monkeypatch.setattr(one, "MAX_CHAIN_BYTES", 10)
     with pytest.raises(InvalidRequest):
-        await store.chain("resp_1", "a")
+        await either.chain("resp_1", "a")
 
 
-async def test_purge_by_tenant_and_class(store):
+async def test_purge_by_tenant_and_class(either):
     """A purge removes what it names and nothing else."""
-    await keep(store, "resp_1")
-    await keep(store, "resp_2", class_="internal")
-    await keep(store, "resp_3", tenant="b")
-    await store.remember("resp_9", "openai", "a")
-    assert await store.purge(tenant="a", class_="internal") == 1
-    assert await store.upstream_of("resp_9", "a") == "openai"
-    assert await store.purge(tenant="a") == 1
-    assert await store.upstream_of("resp_9", "a") is None
-    assert await store.purge() == 1
+    await keep(either, "resp_1")
+    await keep(either, "resp_2", class_="internal")
+    await keep(either, "resp_3", tenant="b")
+    assert await either.purge(tenant="a", class_="internal") == 1
+    assert await either.purge(tenant="a") == 1
+    assert await either.purge() == 1
+
+
+@pytest.mark.redis
+async def test_redis_keeps_nothing_of_what_was_deleted(redis_server, clock):
+    """Neither the response nor the ids of its items; and every key ends by itself."""
+    store = SharedStore(redis_server, ttl_s=100, clock=clock)
+    await store.purge()
+    await keep(store, "resp_1", input="a very peculiar sentence")
+    names = await store._redis.keys("gateway:responses:*")
+    assert len(names) == 3
+    assert all([0 < await store._redis.pttl(name) <= 100_000 for name in names])
+    await store.delete("resp_1", "a")
+    assert await store._redis.keys("gateway:responses:*") == []
+    await store.aclose()
+
+
+@pytest.mark.redis
+async def test_two_gateways_share_what_is_stored(redis_server, clock):
+    """What one has stored, the other continues and deletes."""
+    async with aclosing(SharedStore(redis_server, clock=clock)) as one, aclosing(SharedStore(redis_server, clock=clock)) as other:
+        response = await keep(one, "resp_1")
+        assert await other.get("resp_1", "a") == response
+        await other.delete("resp_1", "a")
+        with pytest.raises(InvalidRequest):
+            await one.chain("resp_1", "a")
+
+
+async def test_a_redis_that_is_gone_is_said(clock):
+    """503 with what to do, for every method, and never a crash."""
+    async with aclosing(SharedStore("redis://127.0.0.1:1/0", clock=clock)) as store:
+        for call in (keep(store, "resp_1"), store.get("r", "a"), store.chain("r", "a"), store.items(["i"], "a"), store.purge()):
+            with pytest.raises(Unavailable, match="Redis"):
+                await call
+
+
+async def test_what_is_too_large_for_redis_is_refused(clock, monkeypatch):
+    """By name, before anything is sent."""
+    monkeypatch.setattr(redis_module, "MAX_RESPONSE_BYTES", 1000)
+    async with aclosing(SharedStore("redis://127.0.0.1:1/0", clock=clock)) as store:
+        with pytest.raises(TooLarge) as raised:
+            await keep(store, "resp_1", input="x" * 2000)
+    assert raised.value.param == "store"
 
 
 async def test_what_was_deleted_is_in_no_file(store):
@@ -213,15 +307,6 @@ async def test_what_was_deleted_is_in_no_file(store):
     assert any(b"very peculiar" in path.read_bytes() for path in folder.iterdir())
     await store.delete("resp_1", "a")
     assert not any(b"very peculiar" in path.read_bytes() for path in folder.iterdir())
-
-
-async def test_an_upstreams_id_leads_back_to_it(store, clock):
-    """Which upstream made an id is known to the tenant that got it, until it expires."""
-    await store.remember("resp_1", "openai", "a")
-    assert await store.upstream_of("resp_1", "a") == "openai"
-    assert await store.upstream_of("resp_1", "b") is None
-    clock.now += 100
-    assert await store.upstream_of("resp_1", "a") is None
 
 
 async def test_the_oldest_go_when_the_store_is_full(tmp_path, clock):
@@ -274,7 +359,7 @@ async def test_damage_in_use_is_noticed_by_both_processes(store, clock):
     await keep(store, "resp_1", input="x" * 50_000)
     await store.purge(tenant="nobody")
     async with aclosing(ResponseStore(store._path, clock=clock)) as other:
-        assert await other.upstream_of("resp_1", "a") is None
+        assert (await other.items(["none"], "a")).items == []
         with store._path.open("r+b") as file:
             file.seek(-40_000, 2)
             file.write(b"\xff" * 40_000)

@@ -153,6 +153,24 @@ async def test_a_client_that_leaves_early_is_noticed(up, server, stream, said):
 
 
 @pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_the_queue_never_arrives(world, server, stream):
+    """Whoever waits for the upstream's one connection and leaves is not sent to it afterwards."""
+    server.scripts = [[HANG]]
+    made = world(up={"base_url": server.base_url, "retries": 0, "max_connections": 1, "connect_timeout_s": 60})
+    first, queued = Client(made, body()), Client(made, body(stream=stream, seed=1))
+    await server.arrived.wait()
+    async with asyncio.timeout(5):
+        while made.health.snapshot([("up", "m")])["up/m"].in_flight < 2:
+            await asyncio.sleep(0)
+        queued.leaves.set()
+        await queued.task
+        first.leaves.set()
+        await first.task
+    assert (len(server.requests), [record.ending for record in made.records]) == (1, ["client_gone"] * 2)
+    assert made.idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
 async def test_a_cut_is_never_a_clean_end(up, server, stream):
     """Streamed: an error in the stream, then the end mark, no invented finish reason. Whole: a 502."""
     # litellm#39748, open-webui#29628
@@ -210,10 +228,26 @@ CALLS = [
 
 
 async def test_parallel_tool_calls_keep_their_index(up, server):
-    """Streamed, each fragment comes as it was: ids and names once, no summary at the end."""
+    """Streamed, each fragment comes as it was: ids and names once, no summary at the end; an answer that acts is not kept."""
     # litellm#21331, #16194, #20480, #39796
     server.scripts = [stream_of(*CALLS)]
-    assert events((await ask(up, body(stream=True, tools=[]))).body) == CALLS
+    for _ in range(2):
+        got = await ask(up, body(stream=True, tools=[]))
+        assert (events(got.body), got.headers["x-gateway-cache"]) == (CALLS, "miss")
+
+
+@WAYS
+async def test_a_stream_is_replayed_as_it_was(up, server, way):
+    """Event for event: ids, fingerprints, tool fragments, thoughts, log probabilities, finish reasons, usage, unknown fields."""
+    # litellm#32068
+    odd = {"system_fingerprint": "fp_1", "service_tier": None, "of_next_year": {"z": 1, "a": [1.10]}, "usage": None}
+    thought = part({"role": "assistant", "reasoning_content": "hm", "content": None}, **odd)
+    spoken = part({"content": "fine"}, **odd)
+    spoken["choices"][0]["logprobs"] = {"content": [{"token": "fine", "logprob": -0.5, "bytes": [102], "top_logprobs": []}]}
+    calls = [{**call, "usage": None} for call in CALLS[1:-1]]
+    said = [thought, spoken, *calls, part(finish="stop", usage=None), TRAILER]
+    server.scripts = [stream_of(*said)]
+    assert events((await ask(up, body(**WITH_USAGE), way)).body) == said
 
 
 async def test_parallel_tool_calls_are_joined_and_parted_by_index(up, server):
@@ -269,10 +303,10 @@ async def test_an_upstreams_own_error_is_passed_on(up, server):
     [({"authorization": None}, 401, "missing_api_key"), ({"authorization": "Bearer sk-x"}, 401, "invalid_api_key")],
 )
 async def test_a_wrong_key_is_401_in_openais_shape(world, options, status, code):
-    """Not 400, not 500, not a bare text."""
+    """Not 400, not 500, not a bare text; and a tool that obeys `x-should-retry` does not try it for minutes."""
     # litellm#1554
     got = await ask(world(), body(), **options)
-    assert (got.status, json.loads(got.body)["error"]["code"]) == (status, code)
+    assert (got.status, json.loads(got.body)["error"]["code"], got.headers["x-should-retry"]) == (status, code, "false")
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions", "embeddings"])

@@ -39,6 +39,9 @@ CLIENTS = (
     Client("vercel-ai 6", "drive_ai.mjs", ("ai@6", "@ai-sdk/openai-compatible@2", "zod@4")),
     Client("continue", "drive_continue.mjs", ("@continuedev/cli@1.5.47",)),
     Client("opencode", "drive_opencode.mjs", ("opencode-ai@1.18.33",)),
+    # Both bring a native binary for this platform as an optional package.
+    Client("codex", "drive_codex.mjs", ("@openai/codex@0.169.0",)),
+    Client("claude-code", "drive_claude.mjs", ("@anthropic-ai/claude-code@2.1.330",)),
     Client("curl", "drive_curl.py"),
 )
 
@@ -52,6 +55,7 @@ UPSTREAM_KEY = "sk-of-the-second-gateway-0000000"
 
 
 EVERYTHING = '["chat", "completions", "embeddings", "tools", "json", "n", "logprobs"]'
+DIALECTS = '["responses", "messages", "tools"]'
 
 
 def _config(second: str, third: str) -> str:
@@ -67,6 +71,8 @@ key_env = "SECOND_KEY"
 candidates = [{{ upstream = "second", model = "echo", capabilities = {EVERYTHING} }}]
 [models.scripted]
 candidates = [{{ upstream = "third", capabilities = {EVERYTHING} }}]
+[models.dialects]
+candidates = [{{ upstream = "third", capabilities = {DIALECTS} }}]
 """
 
 
@@ -84,7 +90,9 @@ def gateways(folder: Path) -> Iterator[Gateway]:
     )
     with Gateway(folder / "second", config, policies=policies, env={"CALLER_KEY": UPSTREAM_KEY}) as second, scripted() as third:
         second.until_up("echo/echo")
-        with Gateway(folder / "first", _config(second.url, third), policies=policies, env={"SECOND_KEY": UPSTREAM_KEY}) as first:
+        with Gateway(
+            folder / "first", _config(second.url, third.url), policies=policies, env={"SECOND_KEY": UPSTREAM_KEY}
+        ) as first:
             yield first.until_up("echo/echo").until_up("second/echo").until_up("third/scripted")
 
 

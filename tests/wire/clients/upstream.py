@@ -1,6 +1,7 @@
-"""A small OpenAI-compatible server for what the echo upstream cannot serve: tool calls, and vectors as base64. Never a model.
+"""A small server for what the echo upstream cannot serve: tool calls, base64 vectors, Responses and Messages. Never a model.
 
-With tools it calls the first one, with the last user text as its arguments; after the tool's result it answers with that.
+It answers with the last user text. When that is a JSON object and there are tools, it calls one (see `called`), and answers
+with the tool's result.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ import base64
 import json
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
+
+from tests.wire.clients import messages, responses
+from tests.wire.clients.responses import called, thirds
 
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "scripted"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 VECTOR = (0.25, -1.5, 3.0, 1e-3)
+JSON, SSE = "application/json", "text/event-stream"
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -26,12 +31,11 @@ def _text(message: dict[str, Any]) -> str:
 
 def _said(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The answer's message, and its finish reason."""
-    last = body["messages"][-1]
-    if not body.get("tools") or last["role"] == "tool":
-        return {"role": "assistant", "content": _text(last), "refusal": None}, "stop"
-    asked = next(message for message in reversed(body["messages"]) if message["role"] == "user")
-    function = {"name": body["tools"][0]["function"]["name"], "arguments": _text(asked)}
-    calls = [{"id": "call_1", "type": "function", "function": function}]
+    said = _text(body["messages"][-1])
+    call = called(said, [tool["function"]["name"] for tool in body.get("tools") or ()])
+    if call is None or body["messages"][-1]["role"] == "tool":
+        return {"role": "assistant", "content": said, "refusal": None}, "stop"
+    calls = [{"id": "call_1", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}]
     return {"role": "assistant", "content": None, "refusal": None, "tool_calls": calls}, "tool_calls"
 
 
@@ -41,15 +45,10 @@ def _deltas(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for index, call in enumerate(message.get("tool_calls", ())):
         function = call["function"]
         yield {"tool_calls": [{"index": index, **call, "function": {"name": function["name"], "arguments": ""}}]}
-        for piece in _thirds(function["arguments"]):
+        for piece in thirds(function["arguments"]):
             yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
-    for piece in _thirds(message["content"] or ""):
+    for piece in thirds(message["content"] or ""):
         yield {"content": piece}
-
-
-def _thirds(text: str) -> Iterator[str]:
-    step = max(1, len(text) // 3)
-    return (text[at : at + step] for at in range(0, len(text), step))
 
 
 def _events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,32 +69,25 @@ def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
     return {"object": "list", "data": rows, "model": "scripted", "usage": {"prompt_tokens": 3, "total_tokens": 3}}
 
 
+class Exchange(NamedTuple):
+    """One request as it arrived, and what it was answered with."""
+
+    path: str
+    body: bytes
+    status: int
+    answer: bytes
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         """Answer one request; streams end with the connection."""
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.path.endswith("/embeddings"):
-            self._whole(_embeddings(body))
-        elif body.get("stream"):
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
-            self.send_header("connection", "close")
-            self.end_headers()
-            for event in _events(body):
-                self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-            self.wfile.write(b"data: [DONE]\n\n")
-            self.close_connection = True
-        else:
-            message, finish = _said(body)
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-            self._whole({**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE})
-
-    def _whole(self, answer: dict[str, Any]) -> None:
-        said = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
+        sent = self.rfile.read(int(self.headers["content-length"]))
+        status, media, said = _answer(self.path.partition("?")[0].removeprefix("/v1/"), json.loads(sent))
+        self.server.exchanges.append(Exchange(self.path, sent, status, said))  # type: ignore[attr-defined]  # see `scripted`
+        self.send_response(status)
+        self.send_header("content-type", media)
         self.send_header("content-length", str(len(said)))
         self.end_headers()
         self.wfile.write(said)
@@ -104,14 +96,56 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+def _answer(path: str, body: dict[str, Any]) -> tuple[int, str, bytes]:
+    """Status, media type and bytes."""
+    streams = bool(body.get("stream"))
+    if path.startswith("responses"):
+        if (error := responses.refusal(path, body)) is not None:
+            return 400, JSON, _dump(error)
+        if path == "responses/compact":
+            return 200, JSON, _dump(responses.compacted(body))
+        if streams:
+            return 200, SSE, _typed({**event, "sequence_number": number} for number, event in enumerate(responses.events(body)))
+        return 200, JSON, _dump(responses.whole(body))
+    if path == "messages/count_tokens":
+        return 200, JSON, _dump({"input_tokens": 3})
+    if path == "messages":
+        return (200, SSE, _typed(messages.events(body))) if streams else (200, JSON, _dump(messages.whole(body)))
+    if path == "embeddings":
+        return 200, JSON, _dump(_embeddings(body))
+    if streams:
+        return 200, SSE, b"".join(b"data: " + data + b"\n\n" for data in (*map(_dump, _events(body)), b"[DONE]"))
+    message, finish = _said(body)
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    return 200, JSON, _dump({**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE})
+
+
+def _typed(events: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(f"event: {event['type']}\n".encode() + b"data: " + _dump(event) + b"\n\n" for event in events)
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+class Scripted(NamedTuple):
+    """A running server."""
+
+    url: str
+    """With `/v1`."""
+    exchanges: list[Exchange]
+    """All so far."""
+
+
 @contextmanager
-def scripted() -> Iterator[str]:
-    """The server on a port of its own; gives its base URL."""
+def scripted() -> Iterator[Scripted]:
+    """The server on a port of its own."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.exchanges = []  # type: ignore[attr-defined]  # the handler knows nothing but its server
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield Scripted(f"http://127.0.0.1:{server.server_address[1]}/v1", server.exchanges)  # type: ignore[attr-defined]  # as above
     finally:
         server.shutdown()
         thread.join()
