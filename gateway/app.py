@@ -145,7 +145,6 @@ class Front:
     def _closed(self, record: Record) -> None:
         self.metrics.observe(record)
         self.writer.closed(record)
-        self.writer.flush_soon()
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a route can serve, and what is up and why the rest is not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -88,6 +89,60 @@ def status_row(status: int) -> Row:
     return Row(False, False, False, "the request's own fault: relayed")
 
 
+class Patience:
+    """How long the pieces of one answer may take: each, and all together. One timer for all of them, not one for each."""
+
+    def __init__(self, *, idle_s: float, total_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle_s = idle_s
+        self._ends_at = self._loop.time() + total_s
+        self._since = 0.0
+        self._reader: asyncio.Task[Any] | None = None
+        """Who waits for a piece now."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._late = ""
+
+    async def wait(self, piece: Awaitable[Piece]) -> Piece:
+        """The next piece. Raises UpstreamFailed when it takes too long, StopAsyncIteration at the end."""
+        reader = self._reader = asyncio.current_task()
+        cancelling = reader.cancelling() if reader is not None else 0
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due(), self._look)
+        try:
+            return await piece
+        except asyncio.CancelledError:
+            if self._late and reader is not None and reader.uncancel() <= cancelling:
+                raise UpstreamFailed("timeout", self._late) from None
+            raise
+        finally:
+            self._reader = None
+
+    def hurry(self, seconds: float) -> None:
+        """From now on everything may take this long in all."""
+        self._ends_at = min(self._ends_at, self._loop.time() + seconds)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._look)
+
+    def end(self) -> None:
+        """Nobody will wait any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _due(self) -> float:
+        return min(self._since + self._idle_s, self._ends_at)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if self._reader is None or now < self._due():
+            # While nobody waits (the client is slow), the upstream is not late; whoever comes next finds a timer again.
+            self._timer = self._loop.call_at(self._due(), self._look) if self._reader is not None else None
+            return
+        self._late = "took too long in all" if now >= self._ends_at else f"sent nothing for {self._idle_s:.3g} s"
+        self._reader.cancel()
+
+
 class Opened:
     """An answer whose first event (stream) or whole body has been seen, and that is not an error."""
 
@@ -107,13 +162,12 @@ class Opened:
         """What `body` says, unless it is an error's."""
         self.tokens: list[Piece] = []
         """Of a whole body: the pieces whose text and tokens its source knew."""
-        self.first: list[Piece] = []
+        self.first: deque[Piece] = deque()
         """Of a stream: what has been read to see the first event; it goes to the client first."""
         self._wants_stream = call.stream
         self._answer = answer
         self._pieces = aiter(answer)
-        self._idle_timeout_s = config.idle_timeout_s
-        self._ends_at = time.monotonic() + config.total_timeout_s
+        self._patience = Patience(idle_s=config.idle_timeout_s, total_s=config.total_timeout_s)
         self._health = health
         self._closed = False
 
@@ -178,29 +232,18 @@ class Opened:
             raise in_band(self.whole.error, "answered 200 with an error")
         self._health.answered(self.option.name)
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    def __aiter__(self) -> Opened:
         """The stream from its very first byte. Raises UpstreamFailed when it is cut, silent or endless."""
-        for piece in self.first:
-            yield piece
-        while True:
-            try:
-                piece = await self._next()
-            except StopAsyncIteration:
-                return
-            yield piece
+        return self
 
-    async def _next(self) -> Piece:
-        left_s = self._ends_at - time.monotonic()
-        try:
-            async with asyncio.timeout(max(min(self._idle_timeout_s, left_s), 0.001)):
-                return await anext(self._pieces)
-        except TimeoutError:
-            said = "took too long in all" if left_s < self._idle_timeout_s else f"sent nothing for {self._idle_timeout_s:.3g} s"
-            raise UpstreamFailed("timeout", said) from None
+    async def __anext__(self) -> Piece:
+        if self.first:
+            return self.first.popleft()
+        return await self._patience.wait(anext(self._pieces))
 
     def hurry(self) -> None:
         """The end mark has come: what follows is the end of the connection's message, or not worth waiting for."""
-        self._ends_at = min(self._ends_at, time.monotonic() + END_GRACE_S)
+        self._patience.hurry(END_GRACE_S)
 
     def ended(self, failure: UpstreamFailed | None) -> None:
         """The stream came to its end, good or bad: what whoever read it tells of the upstream's health."""
@@ -209,11 +252,17 @@ class Opened:
         else:
             self._health.failed(self.option.name, str(failure))
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of it is open any more."""
+        return self._closed
+
     async def aclose(self) -> None:
         """Close the upstream's answer; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
+        self._patience.end()
         try:
             await self._answer.aclose()
             if isinstance(self._pieces, AsyncGenerator):

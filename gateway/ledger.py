@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 Ending = Literal["complete", "hit", "fallback", "refused", "broken", "failed", "client_gone", "cancelled", "never_read"]
 """How a request ended. `fallback` is complete by another upstream than the first; `broken` was cut after its first event;
@@ -44,6 +44,9 @@ class TokenEvent(NamedTuple):
     choice: int
 
 
+_new_tuple = tuple.__new__
+
+
 class Record(Struct, frozen=True, kw_only=True):
     """One closed request, as the audit log, the metrics and the budgets see it. Holds no text of it."""
 
@@ -66,7 +69,7 @@ class Record(Struct, frozen=True, kw_only=True):
     policy: str = ""
     """NAME@HASH in force when the request was decided."""
     route_rule: str = ""
-    class_: str = "public"
+    class_: str = field(name="class", default="public")
     found: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
     error: str = ""
@@ -108,6 +111,7 @@ class Ledger:
         self._first_ms: float | None = None
         self._sent_ms: float | None = None
         self._index = 0
+        self._upstream, self._source = "", "none"
         self._closed = False
         self.log_text = False
         self.chars_out = 0
@@ -138,24 +142,18 @@ class Ledger:
 
     def content(self, text: str, n_tokens: int, *, choice: int = 0) -> None:
         """One event that carried content passed; `n_tokens` 0 when nobody counted."""
-        ms = self.elapsed_ms()
+        ms = (time.perf_counter() - self._opened) * 1000
         if self._first_ms is None:
             self._first_ms = ms
-        self.chars_out += len(text)
-        self._on_token(
-            TokenEvent(
-                time_ns=time.time_ns(),
-                request_id=self.request_id,
-                index=self._index,
-                ms=ms,
-                n_tokens=n_tokens,
-                text=text if self.log_text else None,
-                chars=len(text),
-                upstream=str(self.fields.get("route", "")),
-                source=str(self.fields.get("source", "none")),
-                choice=choice,
-            )
-        )
+            self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
+        chars = len(text)
+        self.chars_out += chars
+        shown = text if self.log_text else None
+        # In the order of TokenEvent's fields: by name it would cost three times as much.
+        event = (
+            time.time_ns(), self.request_id, self._index, ms, n_tokens, shown, chars, self._upstream, self._source, choice,
+        )  # fmt: skip
+        self._on_token(_new_tuple(TokenEvent, event))
         self._index += 1
 
     def close(self, ending: Ending, *, status: int, error: str = "") -> None:

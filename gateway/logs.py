@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol
@@ -42,12 +43,17 @@ RETRY_S = 0.1
 _PIPE_ATOM = 4096
 """Linux: a pipe that polls as writable takes this much without blocking, and takes it in one piece."""
 
+_SHORT_CHARS = 24
+"""Texts up to this length, most of which come again and again, are counted once."""
+
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _NAMED_SECRET = re.compile(
     r"(?i)(proxy-)?authorization|(set-)?cookie|(.*[-_])?(api[-_]?)?key|(.*[-_])?(secret|password|access_token)"
 )
 _SHAPED_SECRET = re.compile(r"(?<![A-Za-z0-9])(?:gw|sk)-[A-Za-z0-9_-]{8,}")
+_PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "cache.hit", "cache.miss", "upstream.failed"})
+"""Those of the request path: no field of theirs is named like a secret, and every value has a word in JSON."""
 MASK = "[masked]"
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -276,6 +282,7 @@ class LogWriter:
         self._on_full = on_full
         self._queue_limit = queue_limit
         self._count_tokens = count_tokens
+        self._count_again = lru_cache(maxsize=8192)(count_tokens)
         self._sinks: list[_Sink] = [_Stdout()] if stdout else []
         if folder is not None:
             files = _Files(folder, segment=segment, rotate_bytes=rotate_bytes, keep_files=keep_files)
@@ -318,10 +325,6 @@ class LogWriter:
             self._queue.append(record)
         else:
             self._drop()
-
-    def flush_soon(self) -> None:
-        """Wake the thread now instead of within WAKE_S; returns at once."""
-        self._wake.set()
 
     def healthy(self) -> str | None:
         """Why a new request must be refused, in words an operator can act on, or None. Called on every request.
@@ -439,26 +442,37 @@ class LogWriter:
         if text is not None:
             line.text = text
         if not n_tokens and chars:
-            line.n_tokens, estimated = self._count_tokens(text, upstream) if text is not None else (-(-chars // 4), True)
+            if text is None:
+                line.n_tokens, estimated = -(-chars // 4), True
+            else:
+                count = self._count_again if chars <= _SHORT_CHARS else self._count_tokens
+                line.n_tokens, estimated = count(text, upstream)
             if estimated:
                 line.tokens_est = True
         return line
 
-    def _record_line(self, record: Record) -> dict[str, Any]:
+    def _record_line(self, record: Record) -> msgspec.Raw | dict[str, Any]:
         """A record closes at its opening plus its duration."""
-        fields = msgspec.structs.asdict(record)
-        fields["class"] = fields.pop("class_")
         closed_ns = int((record.opened_at + record.duration_ms / 1000) * 1e9)
         level = "warning" if record.ending in ("broken", "failed") else "info"
-        return {"time": self._clock(closed_ns), "event": "request.closed", "level": level, **fields}
+        head = {"time": self._clock(closed_ns), "event": "request.closed", "level": level}
+        return self._joined(head, record) or {**head, **msgspec.to_builtins(record)}
 
-    def _event_line(self, item: MutableMapping[str, Any]) -> dict[str, Any]:
-        time_ns = item.pop("time_ns")
-        line = {"time": self._clock(time_ns), "event": item.pop("event"), "level": item.pop("level", "info")}
+    def _event_line(self, item: MutableMapping[str, Any]) -> msgspec.Raw | dict[str, Any]:
+        head = {"time": self._clock(item.pop("time_ns")), "event": item.pop("event"), "level": item.pop("level", "info")}
         if "request_id" in item:
-            line["request_id"] = item.pop("request_id")
-        line.update(masked(item))
-        return line
+            head["request_id"] = item.pop("request_id")
+        line = self._joined(head, item) if head["event"] in _PLAIN_EVENTS else None
+        return line or {**head, **masked(item)}
+
+    def _joined(self, head: dict[str, str], rest: Any) -> msgspec.Raw | None:
+        """A line out of its head and of an object as it is, where neither secrets nor odd characters stand in the way."""
+        try:
+            more = self._encoder.encode(rest)[1:]
+            line = self._encoder.encode(head)[:-1] + (b"," + more if len(more) > 1 else more)
+        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
+            return None
+        return None if b"gw-" in line or b"sk-" in line else msgspec.Raw(line)
 
     def _unencodable(self, item: Any, error: Exception) -> dict[str, Any]:
         of = item.get("event", "event") if isinstance(item, Mapping) else type(item).__name__

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from typing import Protocol
 
 from gateway import dialects, sse, stream, wire
@@ -17,6 +16,7 @@ from gateway.catalog import cost_usd
 from gateway.dispatch import Opened, client_error, in_band
 from gateway.errors import InternalError, UpstreamFailed
 from gateway.ledger import Ending, Ledger, Usage
+from gateway.upstreams import Piece
 
 Headers = list[tuple[str, str]]
 
@@ -84,8 +84,23 @@ class Reply:
         """The events that end a stream of this answer's dialect."""
         return sse.event_of(error.body()) + sse.DONE
 
+    @property
+    def holds(self) -> bool:
+        """Whether something that it came from is still open."""
+        return False
+
     async def aclose(self, *, gone: bool = False) -> None:
         """Close what it came from and make the Record. `gone`: the client left before it had everything."""
+        try:
+            await self._release()
+        finally:
+            self.close(gone=gone)
+
+    async def _release(self) -> None:
+        """Close what it came from."""
+
+    def close(self, *, gone: bool = False) -> None:
+        """Make the Record; enough where nothing `holds`."""
         if gone and self._ending in {"never_read", "cancelled"}:
             self._ending = "client_gone"
         self._ledger.close(self._ending, status=self.status, error=self._error)
@@ -144,26 +159,28 @@ class _Reader:
         self._opened = opened
         self._splitter = sse.Splitter()
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """What goes to the client, as it comes. Raises UpstreamFailed for a stream that did not come to its end."""
-        try:
-            async with aclosing(self._opened.pieces()) as pieces:
-                async for piece in pieces:
-                    if piece.text or piece.n_tokens:
-                        self._ledger.content(piece.text or "", piece.n_tokens)
-                    out = b"".join([self._see(raw, log=piece.text is None) for raw in self._split(piece.data)])
-                    if out:
-                        yield out
-        except UpstreamFailed:
-            # How a connection goes down after the end mark says nothing of the answer.
-            if not self.tap.done:
-                raise
+    def read(self, piece: Piece) -> bytes:
+        """What of a piece goes to the client now: whole events. Raises UpstreamFailed for what is no stream of events."""
+        if piece.text or piece.n_tokens:
+            self._ledger.content(piece.text or "", piece.n_tokens)
+        log = piece.text is None
+        return b"".join([self._see(raw, log=log) for raw in self._split(piece.data)])
+
+    def end(self, failure: UpstreamFailed | None) -> bytes:
+        """What still goes to the client when nothing more comes. Raises UpstreamFailed for an answer that is not whole."""
+        # How a connection goes down after the end mark says nothing of the answer.
+        if failure is not None and not self.tap.done:
+            raise failure
         rest = self._splitter.rest
         # What says nothing yet, after an answer that did not come to its end, is the beginning of an event that was cut.
-        if rest and (self.tap.whole or sse.data_of(rest) is not None):
-            out = self._see(_whole_event(rest), log=True)
-            # Our error event must not run into a last event whose sender spared the blank line.
-            yield out if self.tap.whole and not self.tap.error else out + b"\n\n"
+        if not rest or not (self.tap.whole or sse.data_of(rest) is not None):
+            return b""
+        out = self._see(_whole_event(rest), log=True)
+        # Our error event must not run into a last event whose sender spared the blank line.
+        return out if self.tap.whole and not self.tap.error else out + b"\n\n"
+
+    def check(self) -> None:
+        """Raises UpstreamFailed for an answer that stopped before its end."""
         if not self.tap.whole and not self.tap.error:
             raise UpstreamFailed("cut", "ended before the answer did")
 
@@ -218,12 +235,20 @@ class Relayed(Reply):
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Reply.pieces`. After the first event an upstream's failure is an error event, then the end mark."""
         self._ending = "cancelled"
-        tap = self._reader.tap
+        reader = self._reader
+        tap = reader.tap
         failure: UpstreamFailed | None = None
         try:
-            async with aclosing(self._reader.events()) as events:
-                async for event in events:
-                    yield event
+            try:
+                async for piece in self._opened:
+                    if out := reader.read(piece):
+                        yield out
+                rest = reader.end(None)
+            except UpstreamFailed as cut:
+                rest = reader.end(cut)
+            if rest:
+                yield rest
+            reader.check()
             if tap.error:
                 failure = in_band(tap.error, "its stream held an error")
         except UpstreamFailed as found:
@@ -232,6 +257,7 @@ class Relayed(Reply):
         if failure is not None:
             # An error that the upstream sent itself has gone out as it came.
             yield tap.end_with(None if tap.error else client_error(self._opened.option, failure))
+        await self._opened.aclose()
 
     def _end_with(self, error: InternalError) -> bytes:
         return self._reader.tap.end_with(error)
@@ -248,14 +274,19 @@ class Relayed(Reply):
             entry = entry_of(self._opened, self._request, usage, events=tap.kept)
             keep(self._keeper, entry, self._request, reasons)
 
-    async def aclose(self, *, gone: bool = False) -> None:
-        """See `Reply.aclose`."""
+    @property
+    def holds(self) -> bool:
+        """See `Reply.holds`."""
+        return not self._opened.closed
+
+    async def _release(self) -> None:
+        await self._opened.aclose()
+
+    def close(self, *, gone: bool = False) -> None:
+        """See `Reply.close`."""
         if self._ending in {"never_read", "cancelled"}:
             settle(self._ledger, self._opened, self._reader.tap.usage, self._prompt_tokens)
-        try:
-            await self._opened.aclose()
-        finally:
-            await super().aclose(gone=gone)
+        super().close(gone=gone)
 
 
 class Raw(Reply):
@@ -270,26 +301,31 @@ class Raw(Reply):
         """See `Reply.pieces`. Raises BrokenOff when the upstream did not send it to its end."""
         self._ending = "cancelled"
         try:
-            async with aclosing(self._opened.pieces()) as pieces:
-                async for piece in pieces:
-                    yield piece.data
+            async for piece in self._opened:
+                yield piece.data
         except UpstreamFailed as failure:
             note_end(self._ledger, self._opened, failure)
             self._ending, self._error = "broken", failure.kind
             raise BrokenOff from None
         note_end(self._ledger, self._opened, None)
         self._ending = self._done
+        await self._opened.aclose()
 
     def _end_with(self, error: InternalError) -> bytes:  # noqa: ARG002 - there is no place for an error in sound
         raise BrokenOff
 
-    async def aclose(self, *, gone: bool = False) -> None:
-        """See `Reply.aclose`."""
+    @property
+    def holds(self) -> bool:
+        """See `Reply.holds`."""
+        return not self._opened.closed
+
+    async def _release(self) -> None:
+        await self._opened.aclose()
+
+    def close(self, *, gone: bool = False) -> None:
+        """See `Reply.close`."""
         settle(self._ledger, self._opened, None, self._prompt_tokens)
-        try:
-            await self._opened.aclose()
-        finally:
-            await super().aclose(gone=gone)
+        super().close(gone=gone)
 
 
 def note_end(ledger: Ledger, opened: Opened, failure: UpstreamFailed | None) -> None:
@@ -371,9 +407,13 @@ async def _collected(ledger: Ledger, opened: Opened, request: wire.Request, keep
     reader = _Reader(ledger, opened, request, keeper, strip_usage=False, keep_bytes=SPOOL_BYTES)
     failure: UpstreamFailed | None = None
     try:
-        async with aclosing(reader.events()) as events:
-            async for _ in events:
-                pass
+        try:
+            async for piece in opened:
+                reader.read(piece)
+            reader.end(None)
+        except UpstreamFailed as cut:
+            reader.end(cut)
+        reader.check()
         if reader.tap.error:
             failure = in_band(reader.tap.error, "its stream held an error")
         elif not reader.tap.kept:

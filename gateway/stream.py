@@ -135,6 +135,9 @@ def text_of(choice: _Choice) -> str:
     said = choice.delta or choice.message
     if said is None:
         return ""
+    if said.tool_calls is said.function_call is said.refusal is said.reasoning_content is said.reasoning is None:
+        # Nearly every event of nearly every stream.
+        return _words_of(said.content)
     found = [_words_of(part) for part in (said.content, said.refusal, said.reasoning_content or said.reasoning)]
     calls = said.tool_calls if isinstance(said.tool_calls, list) else []
     found += [_arguments_of(call) for call in (*calls, said.function_call)]
@@ -146,6 +149,7 @@ def texts_of(chunk: Chunk) -> tuple[tuple[int, str], ...]:
     return tuple((choice.index, text) for choice in chunk.choices or () if (text := text_of(choice)))
 
 
+_LAST_NULL_USAGE = b',"usage":null}'
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 _USAGE_KEY = re.compile(rb'"usage"\s*:')
 
@@ -155,6 +159,8 @@ def without_null_usage(data: bytes) -> bytes:
 
     Inside a JSON string every quote is escaped, so what the pattern finds is always a key.
     """
+    if data.endswith(_LAST_NULL_USAGE) and data.count(b'"usage"') == 1:
+        return data[: -len(_LAST_NULL_USAGE)] + b"}"
     match = _NULL_USAGE.search(data)
     if match is None or len(_USAGE_KEY.findall(data)) != 1:
         return data
@@ -222,16 +228,15 @@ class Tap:
         if chunk.error:
             self.error, self.kept = chunk.error, None
             return Seen(raw, error=chunk.error)
-        if chunk.counted is not None:
+        if type(chunk.usage) is _Usage:
             self.usage = usage_of(chunk)
             self._keep(data)
             return Seen(b"" if self._strip and not chunk.choices else raw, self._choices(chunk))
-        if chunk.usage is None:
+        if chunk.usage is None and (self._strip or self.kept is not None):
             edited = without_null_usage(data)
             self._keep(edited)
             # Comments, ids and line ends of the event stay as they came.
-            out = raw.replace(data, edited, 1) if self._strip and edited is not data else raw
-            return Seen(out, self._choices(chunk))
+            return Seen(raw.replace(data, edited, 1) if self._strip else raw, self._choices(chunk))
         self._keep(data)
         return Seen(raw, self._choices(chunk))
 
@@ -241,11 +246,15 @@ class Tap:
         return told if self.done else told + sse.DONE
 
     def _choices(self, chunk: Chunk) -> tuple[tuple[int, str], ...]:
+        texts: tuple[tuple[int, str], ...] = ()
         for choice in chunk.choices or ():
-            self.choices.add(choice.index)
+            index = choice.index
+            self.choices.add(index)
             if choice.finish_reason is not None:
-                self.finish_reasons[choice.index] = choice.finish_reason
-        return texts_of(chunk)
+                self.finish_reasons[index] = choice.finish_reason
+            if text := text_of(choice):
+                texts += ((index, text),)
+        return texts
 
     def _keep(self, data: bytes) -> None:
         if self.kept is None:

@@ -139,7 +139,7 @@ def test_a_full_disk_in_drop_mode_serves_on_and_tells_the_loss(tmp_path):
         for index in range(5000):
             log.token(token(index))
             if index % 500 == 0:
-                log.flush_soon()
+                until(lambda: log.fault or not log.queued)
         until(lambda: log.fault)
         for index in range(1000):
             log.token(token(index))

@@ -130,7 +130,10 @@ class Edge:
             finally:
                 # From here on a departure changes nothing, and the server reports the end of the answer as one.
                 departure.over()
-                await finished(reply.aclose(gone=departure.gone))
+                if reply.holds:
+                    await finished(reply.aclose(gone=departure.gone))
+                else:
+                    reply.close(gone=departure.gone)
 
     async def _deliver(self, reply: Reply, exchange: _Exchange, ledger: Ledger) -> None:
         # An answer that broke off without a way to say so is never ended: the server then closes the connection.

@@ -111,23 +111,6 @@ def costs(rounds: int, n: int) -> None:
         print(f"  {name:44s} on the loop {parts[0]}   whole process {parts[1]}")
 
 
-def flushes(n: int) -> None:
-    """CPU of the whole process per request of 16 tokens, with and without a flush at its end."""
-    print("\nus of CPU per request of 16 tokens, one request a millisecond")
-    for flush in (False, True):
-        with tempfile.TemporaryDirectory() as folder:
-            log = writer(Path(folder))
-            whole = time.process_time_ns()
-            for request in range(n):
-                for index in range(16):
-                    log.token(TokenEvent(time.time_ns(), f"req-{request}", index, 1.0, 1, " token", 6, "a/b", "external", 0))
-                if flush:
-                    log.flush_soon()
-                time.sleep(0.001)
-            log.close()
-            print(f"  flush_soon {'after each' if flush else 'never     '} {(time.process_time_ns() - whole) / n / 1000:8.1f}")
-
-
 def victim(folder: str, shared: str, per_second: int) -> None:
     """Hand over tokens at a pace, counting them in shared memory, until killed."""
     with Path(shared).open("r+b") as file, mmap.mmap(file.fileno(), PACE.size) as said:
@@ -192,7 +175,6 @@ def main() -> None:
     versions = f"Python {sys.version.split()[0]}, structlog {structlog.__version__}"
     print(f"{versions}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     costs(arguments.rounds, 40_000)
-    flushes(500)
     losses(arguments.kills)
 
 

@@ -177,6 +177,7 @@ async def test_closing_is_finished_though_the_client_leaves_meanwhile(world, mon
         closed.append(gone)
 
     monkeypatch.setattr(Reply, "aclose", slow)
+    monkeypatch.setattr(Reply, "holds", True)
     client = Client(made, body())
     with pytest.raises(asyncio.CancelledError):
         await client.task
