@@ -34,6 +34,10 @@ DRAIN_S = 5.0
 """How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 
 
+WATCH_AFTER_S = 0.02
+"""A client's departure is watched for from here on: most answers of a cache, and all refusals, are out by then."""
+
+
 def request_id() -> str:
     """A new id for one request: 96 random bits."""
     return "req_" + secrets.token_hex(12)
@@ -125,6 +129,8 @@ class Edge:
         )
         async with _Departure(exchange.receive) as departure:
             reply = await (self._pipeline.recall if target.id else self._pipeline.answer)(incoming, ledger)
+            if reply.body is None:
+                departure.watch()
             try:
                 await self._deliver(reply, exchange, ledger)
             finally:
@@ -189,12 +195,14 @@ class _Exchange:
 
     async def deliver(self, reply: Reply) -> None:
         """Send a reply, whole or piece by piece."""
-        headers = list(reply.headers)
-        if reply.body is not None:
-            headers.append(("content-length", str(len(reply.body))))
-        else:
-            headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-        await self._start(reply.status, headers)
+        body = reply.body
+        if body is not None:
+            await self._start(reply.status, [*reply.headers, ("content-length", str(len(body)))])
+            reply.leaving()
+            await self.end(body)
+            reply.delivered()
+            return
+        await self._start(reply.status, [*reply.headers, ("cache-control", "no-cache"), ("x-accel-buffering", "no")])
         async with aclosing(reply.pieces()) as pieces:
             async for piece in pieces:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -221,16 +229,25 @@ class _Exchange:
 
 
 class _Departure:
-    """Cancels the task inside when the client disconnects; turns that cancellation into Gone."""
+    """Cancels the task inside when the client disconnects; turns that cancellation into Gone.
+
+    The watch begins a moment late, or with a stream: what is over by then costs no task of its own.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._watch: asyncio.Task[None] | None = None
         self.gone = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._watch = asyncio.create_task(self._until_gone())
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self.watch)
         return self
+
+    def watch(self) -> None:
+        """Begin now."""
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._until_gone())
 
     async def _until_gone(self) -> None:
         while True:
@@ -243,7 +260,9 @@ class _Departure:
 
     def over(self) -> None:
         """Watch no longer."""
-        self._watch.cancel()
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.over()
