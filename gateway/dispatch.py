@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections import deque
@@ -95,33 +96,39 @@ def status_row(status: int) -> Row:
 
 
 class Patience:
-    """How long the pieces of one answer may take: each, and all together. One timer for all of them, not one for each."""
+    """How long one attempt may take: to its first event, then each piece, and all together. One timer for all of it."""
 
-    def __init__(self, *, idle_s: float, total_s: float) -> None:
+    def __init__(self, first_s: float) -> None:
+        """`first_s` is the time up to the first event, or for a whole answer."""
         self._loop = asyncio.get_running_loop()
-        self._idle_s = idle_s
-        self._ends_at = self._loop.time() + total_s
-        self._since = 0.0
-        self._reader: asyncio.Task[Any] | None = None
-        """Who waits for a piece now."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._began = self._since = self._loop.time()
+        self._idle_s = first_s
+        self._ends_at = math.inf
+        self._said = f"no first event within {first_s:.3g} s"
+        self._waiting: asyncio.Task[Any] | None = None
         self._late = ""
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(first_s, self._look)
 
-    async def wait(self, piece: Awaitable[Piece]) -> Piece:
-        """The next piece. Raises UpstreamFailed when it takes too long, StopAsyncIteration at the end."""
-        reader = self._reader = asyncio.current_task()
-        cancelling = reader.cancelling() if reader is not None else 0
+    def streams(self, *, idle_s: float, total_s: float) -> None:
+        """The first event has come; from now on these hold."""
+        self._idle_s, self._ends_at = idle_s, self._began + total_s
+        self._said = f"sent nothing for {idle_s:.3g} s"
+
+    def __enter__(self) -> None:
+        self._waiting = asyncio.current_task()
+        self._cancelling = self._waiting.cancelling() if self._waiting is not None else 0
         self._since = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_at(self._due(), self._look)
-        try:
-            return await piece
-        except asyncio.CancelledError:
-            if self._late and reader is not None and reader.uncancel() <= cancelling:
-                raise UpstreamFailed("timeout", self._late) from None
-            raise
-        finally:
-            self._reader = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        waiting, self._waiting = self._waiting, None
+        if self._late and waiting is not None and waiting.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise UpstreamFailed("timeout", self._late) from None
+
+    def renew(self) -> None:
+        """Something went forward; count from now."""
+        self._since = self._loop.time()
 
     def hurry(self, seconds: float) -> None:
         """From now on everything may take this long in all."""
@@ -140,18 +147,18 @@ class Patience:
 
     def _look(self) -> None:
         now = self._loop.time()
-        if self._reader is None or now < self._due():
-            # While nobody waits (the client is slow), the upstream is not late; whoever comes next finds a timer again.
-            self._timer = self._loop.call_at(self._due(), self._look) if self._reader is not None else None
+        if self._waiting is None or now < self._due():
+            # While nobody waits (the client is slow), the upstream is not late; whoever waits next sets the timer again.
+            self._timer = None if self._waiting is None else self._loop.call_at(self._due(), self._look)
             return
-        self._late = "took too long in all" if now >= self._ends_at else f"sent nothing for {self._idle_s:.3g} s"
-        self._reader.cancel()
+        self._late = "took too long in all" if now >= self._ends_at else self._said
+        self._waiting.cancel()
 
 
 class Opened:
     """An answer whose first event (stream) or whole body has been seen, and that is not an error."""
 
-    def __init__(self, option: Option, answer: Answer, call: Call, config: UpstreamConfig, health: HealthView) -> None:
+    def __init__(self, option: Option, answer: Answer, call: Call, patience: Patience, health: HealthView) -> None:
         self.option = option
         self.status = answer.status
         self.headers = list(answer.headers)
@@ -172,7 +179,7 @@ class Opened:
         self._wants_stream = call.stream
         self._answer = answer
         self._pieces = aiter(answer)
-        self._patience = Patience(idle_s=config.idle_timeout_s, total_s=config.total_timeout_s)
+        self._patience = patience
         self._health = health
         self._closed = False
 
@@ -244,7 +251,8 @@ class Opened:
     async def __anext__(self) -> Piece:
         if self.first:
             return self.first.popleft()
-        return await self._patience.wait(anext(self._pieces))
+        with self._patience:
+            return await anext(self._pieces)
 
     def hurry(self) -> None:
         """The end mark has come: what follows is the end of the connection's message, or not worth waiting for."""
@@ -389,24 +397,25 @@ class Dispatch:
         probes = self._health.started(option.name)
         opened: Opened | None = None
         began = time.monotonic()
+        patience = Patience(wait_s)
         try:
-            async with asyncio.timeout(wait_s) as limit:
+            with patience:
                 if call.upload is not None:
-                    call = replace(call, upload=_Watched(call.upload, limit, wait_s))
+                    call = replace(call, upload=_Watched(call.upload, patience))
                 answer = await self._upstreams[option.upstream].send(call)
-                opened = Opened(option, answer, call, config, self._health)
+                opened = Opened(option, answer, call, patience, self._health)
                 await opened.prime()
             _check_status(opened)
-        except BaseException as error:
+        except BaseException:
+            patience.end()
             if probes:
                 self._health.withdrawn(option.name)
             if opened is not None:
                 await finished(opened.aclose())
             else:
                 self._health.ended(option.name)
-            if isinstance(error, TimeoutError):
-                raise UpstreamFailed("timeout", f"no first event within {wait_s:.3g} s") from None
             raise
+        patience.streams(idle_s=config.idle_timeout_s, total_s=config.total_timeout_s)
         if call.upload is None:
             self._health.began(option.name, (time.monotonic() - began) * 1000)
         return opened
@@ -415,11 +424,10 @@ class Dispatch:
 class _Watched:
     """An upload whose every part puts off the limit on the answer: how long a body takes is its sender's affair."""
 
-    def __init__(self, upload: Upload, limit: asyncio.Timeout, wait_s: float) -> None:
+    def __init__(self, upload: Upload, patience: Patience) -> None:
         self.length = upload.length
         self._upload = upload
-        self._limit = limit
-        self._wait_s = wait_s
+        self._patience = patience
 
     @property
     def spent(self) -> bool:
@@ -428,13 +436,10 @@ class _Watched:
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """See `Upload.parts`."""
-        loop = asyncio.get_running_loop()
         async with aclosing(self._upload.parts()) as parts:
             async for part in parts:
                 yield part
-                with suppress(RuntimeError):
-                    # Over when the answer's head came before the body's end.
-                    self._limit.reschedule(loop.time() + self._wait_s)
+                self._patience.renew()
 
 
 async def finished(closing: Coroutine[Any, Any, None]) -> None:

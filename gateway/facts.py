@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -81,11 +80,11 @@ def judge(
     scan = privacy.scan((request.data, query), max_chars=max_scan_chars)
     found_class = cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
-    floor = max(class_floor, asked_class(headers), key=CLASSES.index)
+    floor = max(class_floor, asked_class(headers), key=_RANK.__getitem__)
     return Facts(
         endpoint=request.endpoint,
         model=request.model,
-        class_=max(found_class, floor, key=CLASSES.index),
+        class_=max(found_class, floor, key=_RANK.__getitem__),
         class_floor=floor,
         found=tuple(sorted(scan.kinds)),
         tenant=tenant,
@@ -102,7 +101,7 @@ def judge(
         prompt_tokens_high=size.high,
         max_output=request.max_output,
         deadline_ms=_milliseconds(headers.get("x-gateway-deadline-ms", "")),
-        hour=time.gmtime(now).tm_hour,
+        hour=int(now) // 3600 % 24,
         seed=seed,
     )
 
@@ -114,9 +113,14 @@ def detector() -> str:
     return hashlib.sha256(code).hexdigest()[:8]
 
 
+_RANK = {name: rank for rank, name in enumerate(CLASSES)}
+
+
 def asked_class(headers: Mapping[str, str]) -> Class:
     """The class that the caller asks for; it can raise the request's class, never lower it."""
-    name = headers.get("x-gateway-class", "public").strip().lower()
+    if "x-gateway-class" not in headers:
+        return "public"
+    name = headers["x-gateway-class"].strip().lower()
     for known in CLASSES:
         if name == known:
             return known
@@ -147,32 +151,41 @@ def _milliseconds(text: str) -> int | None:
     return int(text) if text.isdigit() and 0 < len(text) < 10 and int(text) > 0 else None
 
 
-def texts(request: Request) -> Iterator[str]:
+def texts(request: Request) -> list[str]:
     """The texts that make up the prompt, for its size: contents, text parts, tool definitions and earlier calls."""
     data = request.data
+    found: list[str] = []
     for name in ("prompt", "input", "instructions", "system"):
-        yield from _strings(data.get(name))
+        if name in data:
+            _gather(data[name], found)
     for message in data.get("messages") or ():
-        yield from _strings(message.get("content"))
-        yield from _strings(message.get("tool_calls"))
-    yield from _strings(data.get("tools"))
+        content = message.get("content")
+        if type(content) is str:
+            found.append(content)
+        else:
+            _gather(content, found)
+        if "tool_calls" in message:
+            _gather(message["tool_calls"], found)
+    if "tools" in data:
+        _gather(data["tools"], found)
+    return found
 
 
 _NO_TEXT = frozenset({"image_url", "input_audio", "file", "file_data", "encrypted_content", "signature", "type"})
 """Keys of files, of what only the upstream reads, and of words that every part repeats."""
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _gather(value: Any, found: list[str]) -> None:
     if isinstance(value, str):
-        yield value
+        found.append(value)
     elif isinstance(value, int):
-        yield "x "  # a token id: one token
+        found.append("x ")  # a token id: one token
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            _gather(item, found)
     elif isinstance(value, dict):
         if value.get("type") == "base64":  # an Anthropic image or document
             return
         for name, item in value.items():
             if name not in _NO_TEXT:
-                yield from _strings(item)
+                _gather(item, found)

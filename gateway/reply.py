@@ -67,9 +67,17 @@ class Reply:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The answer's bytes; when the last one has been taken, the answer counts as delivered."""
-        self._ending = "cancelled"
+        self.leaving()
         if self.body is not None:
             yield self.body
+        self.delivered()
+
+    def leaving(self) -> None:
+        """The client gets it from now on."""
+        self._ending = "cancelled"
+
+    def delivered(self) -> None:
+        """The client has got it whole."""
         self._ending = self._done
 
     def crashed(self, fault: str) -> bytes:

@@ -55,7 +55,7 @@ def parse(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
-        data = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        data = _decode(body.decode("utf-8"))
     except _Twice:
         raise InvalidRequest(f"A key stands twice in one object ({_second_key(body)}).", code="duplicate_key") from None
     except UnicodeDecodeError as error:
@@ -83,6 +83,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise _Twice
     return made
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidRequest(f"{name} is not JSON.")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
 
 
 def _second_key(body: bytes) -> str:
@@ -123,10 +130,6 @@ def _check_depth(data: dict[str, Any]) -> None:
     raise _too_deep()
 
 
-def _no_constant(name: str) -> Any:
-    raise InvalidRequest(f"{name} is not JSON.")
-
-
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
@@ -155,7 +158,9 @@ def of(endpoint: str, data: dict[str, Any], *, body: bytes = b"", deployment: st
         endpoint=endpoint, body=body, data=data, model=model, deployment=deployment, include_usage=shape.include_usage
     )
     request = shape.read(request)
-    return replace(request, needs=(shape.capability, *dict.fromkeys((*_part_needs(data), *request.needs))))
+    parts = _part_needs(data)
+    needs = dict.fromkeys((*parts, *request.needs)) if parts else request.needs
+    return replace(request, needs=(shape.capability, *needs))
 
 
 def _missing(name: str) -> InvalidRequest:
@@ -204,13 +209,14 @@ def _part_needs(data: dict[str, Any]) -> list[str]:
     for index, message in enumerate(_field(data, "messages", list) or ()):
         if not isinstance(message, dict):
             raise _wrong(f"messages[{index}]", "an object", message)
-        _collect_kinds(message.get("content"), f"messages[{index}].content", kinds)
+        if type(content := message.get("content")) is list:
+            _collect_kinds(content, f"messages[{index}].content", kinds)
     items = data.get("input")
     for index, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, dict):
             for name in ("content", "output"):
                 _collect_kinds(item.get(name), f"input[{index}].{name}", kinds)
-    return [need for kind, need in _PART_NEEDS.items() if kind in kinds]
+    return [need for kind, need in _PART_NEEDS.items() if kind in kinds] if kinds else []
 
 
 def _collect_kinds(content: Any, place: str, kinds: set[str]) -> None:

@@ -28,7 +28,7 @@ class Shelf:
     async def serve(self, reader, writer):
         self.open += 1
         self.writers.add(writer)
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
             while True:
                 await self._one(reader, writer)
         writer.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any, Self
 
 from litestar.types import HTTPScope, Receive, Send
@@ -37,6 +37,10 @@ from gateway.wire import UPLOADS
 
 DRAIN_S = 5.0
 """How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
+
+
+WATCH_AFTER_S = 0.02
+"""A client's departure is watched for from here on: most answers of a cache, and all refusals, are out by then."""
 
 
 def request_id() -> str:
@@ -141,22 +145,29 @@ class Edge:
             id=target.id,
             method=scope["method"],
         )
-        async with _Departure(exchange) as departure, AsyncExitStack() as stack:
+        async with _Departure(exchange) as departure:
             if endpoint in UPLOADS:
-                reply = await stack.enter_async_context(self._uploads.answer(incoming, exchange, ledger))
-            elif endpoint.startswith(("files/", "batches")):
+                async with self._uploads.answer(incoming, exchange, ledger) as reply:
+                    await self._hand_over(reply, exchange, departure, ledger)
+                return
+            if endpoint.startswith(("files/", "batches")):
                 reply = await self._kept.answer(incoming, ledger)
             else:
                 reply = await (self._pipeline.recall if target.id else self._pipeline.answer)(incoming, ledger)
-            try:
-                await self._deliver(reply, exchange, ledger)
-            finally:
-                # From here on a departure changes nothing, and the server reports the end of the answer as one.
-                departure.over()
-                if reply.holds:
-                    await finished(reply.aclose(gone=departure.gone))
-                else:
-                    reply.close(gone=departure.gone)
+            await self._hand_over(reply, exchange, departure, ledger)
+
+    async def _hand_over(self, reply: Reply, exchange: _Exchange, departure: _Departure, ledger: Ledger) -> None:
+        if reply.body is None:
+            departure.watch()
+        try:
+            await self._deliver(reply, exchange, ledger)
+        finally:
+            # From here on a departure changes nothing, and the server reports the end of the answer as one.
+            departure.over()
+            if reply.holds:
+                await finished(reply.aclose(gone=departure.gone))
+            else:
+                reply.close(gone=departure.gone)
 
     async def _deliver(self, reply: Reply, exchange: _Exchange, ledger: Ledger) -> None:
         # An answer that broke off without a way to say so is never ended: the server then closes the connection.
@@ -247,12 +258,14 @@ class _Exchange:
 
     async def deliver(self, reply: Reply) -> None:
         """Send a reply, whole or piece by piece."""
-        headers = list(reply.headers)
-        if reply.body is not None:
-            headers.append(("content-length", str(len(reply.body))))
-        else:
-            headers += [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-        await self._start(reply.status, headers)
+        body = reply.body
+        if body is not None:
+            await self._start(reply.status, [*reply.headers, ("content-length", str(len(body)))])
+            reply.leaving()
+            await self.end(body)
+            reply.delivered()
+            return
+        await self._start(reply.status, [*reply.headers, ("cache-control", "no-cache"), ("x-accel-buffering", "no")])
         async with aclosing(reply.pieces()) as pieces:
             async for piece in pieces:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -279,16 +292,25 @@ class _Exchange:
 
 
 class _Departure:
-    """Cancels the task inside when the client disconnects; turns that cancellation into Gone."""
+    """Cancels the task inside when the client disconnects; turns that cancellation into Gone.
+
+    The watch begins a moment late, or with a stream: what is over by then costs no task of its own.
+    """
 
     def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
+        self._watch: asyncio.Task[None] | None = None
         self.gone = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._watch = asyncio.create_task(self._until_gone())
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self.watch)
         return self
+
+    def watch(self) -> None:
+        """Begin now."""
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._until_gone())
 
     async def _until_gone(self) -> None:
         # Before that, whoever reads the body is told.
@@ -303,7 +325,9 @@ class _Departure:
 
     def over(self) -> None:
         """Watch no longer."""
-        self._watch.cancel()
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.over()

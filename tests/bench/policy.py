@@ -1,17 +1,25 @@
 """How long one decision takes for 50 limits and routes over 20 upstreams, beside floors of the same run.
 
-Run: python -m tests.bench.policy. The ratios are what to compare between machines and commits, not the microseconds.
+Run: python -m tests.bench.policy [LOG_LINES], a million of them unless said. The ratios are what to compare between machines and commits, not the microseconds.
 """
 
+import random
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
+from gateway.config import CLASSES
 from gateway.facts import Facts
+from gateway.pipeline import decided
 from gateway.policy.decide import decide
 from gateway.policy.decision import Health, Option
 from gateway.policy.generation import Catalogue, Generation
+from gateway.replay import replay
 
 N_UPSTREAMS = 20
 N_LIMITS = 35
@@ -105,6 +113,46 @@ def main() -> None:
         print(f"{name:<34} p50 {p50[name]:8.2f} us   p99 {p99:8.2f} us   decide is {p50[first] / p50[name]:6.1f}x")
     decision = decide(generation, "p", facts, health)
     print(f"{len(decision.limits)} limits applied, {len(decision.candidates)} candidates left, {len(decision.removed)} removed")
+    time_replay(generation, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+
+
+def replay_lines(generation: Generation, count: int) -> Iterator[bytes]:
+    """Log lines as requests make them: of every two, one decision (each with facts, health and seed of its own) and its record."""
+    rng = random.Random(7)
+    options = generation.options_for("auto")
+    for number in range(count // 2):
+        facts = Facts(
+            endpoint="chat/completions",
+            model="auto",
+            class_=rng.choice(CLASSES),
+            tenant=rng.choice("abc"),
+            stream=rng.random() < 0.5,
+            needs=("chat",),
+            prompt_tokens=(size := rng.randrange(4000)),
+            prompt_tokens_high=size + size // 10,
+            hour=rng.randrange(24),
+            seed=f"req_{number:024d}",
+        )
+        health = {one.name: Health(ttft_ms=rng.uniform(50, 500), in_flight=rng.randrange(9)) for one in options}
+        fields = decided(facts, decide(generation, "p", facts, health), health)
+        head = {"time": "2026-11-23T06:38:35.074197Z", "event": "route.decided", "request_id": facts.seed}
+        yield msgspec.json.encode(head | fields) + b"\n"
+        usage = {"prompt_tokens": size, "completion_tokens": rng.randrange(900)}
+        yield msgspec.json.encode(head | {"event": "request.closed", "usage": usage}) + b"\n"
+
+
+def time_replay(generation: Generation, count: int) -> None:
+    """Write a log, replay it under the same policy, and print how long the replay took."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        with path.open("wb") as file:
+            file.writelines(replay_lines(generation, count))
+        start = time.process_time()
+        found = replay([path], generation, lambda _: generation)
+        took_s = time.process_time() - start
+        size_mb = path.stat().st_size / 1e6
+    print(f"replay of {found.lines:,} lines ({size_mb:.0f} MB, {found.decisions:,} decisions): {took_s:.1f} s of CPU")
+    print(f"under the same policy the same: {found.same:,} of {found.decisions:,} (must be all, within 60 s for 1M lines)")
 
 
 if __name__ == "__main__":
