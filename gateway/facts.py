@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from gateway import privacy, recognisers
+from gateway import national_ids, privacy, recognisers
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
 from gateway.tokens import size_estimate
@@ -109,7 +109,7 @@ def judge(
 @cache
 def detector() -> str:
     """What finds sensitive text, as 8 digits: they change whenever its code does. Logged, since `found` hangs on it."""
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (privacy, recognisers))
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (privacy, recognisers, national_ids))
     return hashlib.sha256(code).hexdigest()[:8]
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from msgspec import Struct
 
 from gateway import dialects
 from gateway.auth import Principal
+from gateway.facts import loggable
 
 FORWARDED_HEADERS = ("openai-beta", "idempotency-key", "x-client-request-id", "traceparent", "tracestate")
 """Client headers that travel to external upstreams. Its key never does."""
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, section 3.2: digits alone, so a detector of numbers would find some in it by chance."""
+
+
+def _may_travel(name: str, value: str) -> bool:
+    """Headers are no part of what is classed: one in which anything sensitive is found stays here."""
+    if name == "traceparent":
+        return _TRACEPARENT.fullmatch(value) is not None
+    return value.isascii() and value.isprintable() and len(value) <= 4096 and loggable(value) == value
 
 
 class Incoming(Struct, frozen=True, kw_only=True):
@@ -31,9 +42,9 @@ class Incoming(Struct, frozen=True, kw_only=True):
     method: str = "POST"
 
     def forwarded(self, more: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
-        """The client's headers that travel. One that could not stand in a header of ours stays here."""
+        """The client's headers that travel. One with sensitive text, or no header of ours, stays here."""
         found = [(name, self.headers[name]) for name in (*FORWARDED_HEADERS, *more) if name in self.headers]
-        return tuple((name, value) for name, value in found if value.isascii() and value.isprintable() and len(value) <= 4096)
+        return tuple((name, value) for name, value in found if _may_travel(name, value))
 
     @property
     def forwarded_query(self) -> str:

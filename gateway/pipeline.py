@@ -37,7 +37,7 @@ from gateway.upstreams import Call
 
 __all__ = ["Incoming", "Keeper", "Pipeline", "decided"]
 
-LOOP_BODY_BYTES = 256 * 1024
+LOOP_BODY_BYTES = 64 * 1024
 """Bodies above this are parsed and scanned on a thread, so that the loop stays free."""
 KEEP_BYTES = 2 * 1024 * 1024
 """Answers above this are not kept for the cache."""
@@ -104,7 +104,8 @@ class Pipeline:
             hit = await reply.stored(ledger, found, first.chat, headers)
             return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
         ledger.note(cache=_OUTCOMES.get(found.reason, "miss"))
-        ledger.event("cache.miss", reason=found.reason, cosine=found.cosine)
+        if mode != "off":
+            ledger.event("cache.miss", reason=found.reason, cosine=found.cosine)
         if decision.refusal is not None:
             raise _refused(decision, facts, how, generation)
         _check_store(request, facts)

@@ -482,6 +482,18 @@ async def test_the_clients_key_never_travels(world, server, upstream_key):
         assert not re.search(rb"cookie|forwarded|x-hop|te: |api-key|x-client-request-id", request.lower())
 
 
+async def test_a_header_with_sensitive_text_never_travels(world, server):
+    """Headers are not part of what is classed: what the detector finds in one stays here, a well-formed traceparent goes."""
+    server.scripts = [[head(), *GOOD[1:]]]
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    told = {"tracestate": "mail=ada@example.org", "idempotency_key": "4111 1111 1111 1111", "traceparent": trace}
+    made = world(up=settings(server))
+    assert (await Client(made, body("one", stream=True), **told).answer()).status == 200
+    request = server.requests[0][0].lower()
+    assert trace.encode() in request
+    assert not re.search(rb"ada@|4111|idempotency|tracestate", request)
+
+
 async def test_breakers_open_and_the_upstream_is_passed_over(world, server):
     """Five failures in a row, streams that break after their first event among them."""
     server.scripts = [[head(), chunk("fine")]]

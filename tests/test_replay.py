@@ -221,7 +221,7 @@ async def test_what_a_gateway_logged_is_replayed_without_a_difference(world, tmp
     """Random requests through the whole request path, with upstreams that fail: their log replays identically."""
     made = world(a={}, b={"fail": "status"}, c={"ms_per_token": 0.1}, d={}, policy=POLICY)
     rng = random.Random(5)
-    zones = zip(made.generation.options_for("m"), ["local", "eu", "us", "us"], [0.0, 1.0, 1.1, 9.0], strict=True)
+    zones = zip(made.generation.options_for("m"), ["local", "eu", "us", "us"], [0.5, 1.0, 1.1, 9.0], strict=True)
     options = tuple(
         replace(option, zone=zone, input_usd_per_mtok=price, output_usd_per_mtok=price) for option, zone, price in zones
     )
