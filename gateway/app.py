@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import resource
 import signal
 import socket
 import sys
@@ -60,6 +62,15 @@ from gateway.upstreams import Upstream
 from gateway.upstreams.echo import Echo
 from gateway.upstreams.local import LocalUpstream as Local
 from gateway.upstreams.openai import connect
+
+COLLECT_AFTER = (10_000, 20, 20)
+"""Thresholds of the garbage collector. A request leaves next to nothing that only the collector could free."""
+
+
+OPEN_FILES = 65_536
+SWITCH_S = 0.001
+"""How long the loop and the log's thread leave each other waiting for the interpreter lock: with Python's own 5 ms the thread
+falls behind at some ten thousand tokens a second, and new requests are refused."""
 
 
 class Front:
@@ -399,6 +410,7 @@ async def serve(control_fd: int) -> None:
         lifespan="on",
         access_log=False,
         log_config=None,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=max(1, round(front.config.server.drain_s)),
@@ -421,6 +433,7 @@ async def serve(control_fd: int) -> None:
             stop()
 
     def serving() -> None:
+        _settle_memory()
         uplink.say("")
         tasks.append(asyncio.create_task(listen_to_supervisor()))
 
@@ -438,11 +451,30 @@ async def serve(control_fd: int) -> None:
     await uplink.leave(front.counts())
 
 
+def _raise_open_files() -> None:
+    """As many open files as this user may have: a stream holds two, and shells start programs with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(most, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def _settle_memory() -> None:
+    """Leave what a worker holds for its whole life out of garbage collection, and collect the rest less often.
+
+    Without this one collection in some ten thousand requests stops the loop for 136 ms while 1,000 streams are open.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+    sys.setswitchinterval(SWITCH_S)
+
+
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="python -m gateway.app", description="A front worker; started by `gateway serve`.")
     parser.add_argument("--control-fd", type=int, required=True)
     options = parser.parse_args()
+    _raise_open_files()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(options.control_fd))

@@ -139,7 +139,7 @@ def loggable(word: str) -> str:
 
     About 4 µs a word; what is longer than any tag or id should be cut before.
     """
-    return WITHHELD if privacy.find(word) else word
+    return WITHHELD if word and privacy.find(word) else word
 
 
 def _tags(header: str) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ WAKE_S = 0.02
 
 BATCH_LINES = 64
 """Lines encoded in one go. The encoder holds the interpreter lock meanwhile, so this bounds how long it can hold up the loop."""
+MOST_BATCH_LINES = 512
+"""The same when many wait: about a millisecond. A thread may wait for the lock longer than it then works, and must keep up."""
 
 _YIELD_S = 0.0001
 """Between two batches. A write is over too soon for a waiting event loop to get the interpreter lock; a nap is not."""
@@ -377,7 +379,7 @@ class LogWriter:
     def _drain(self) -> None:
         while self._block or self._queue:
             if not self._block:
-                batch = self._queue[:BATCH_LINES]
+                batch = self._queue[: min(max(BATCH_LINES, len(self._queue) // 8), MOST_BATCH_LINES)]
                 del self._queue[: len(batch)]
                 self._written = [0] * len(self._sinks)
                 self._block = self._encode(batch)

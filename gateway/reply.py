@@ -260,7 +260,7 @@ class Relayed(Reply):
             if tap.error:
                 failure = in_band(tap.error, "its stream held an error")
         except UpstreamFailed as found:
-            failure = found
+            failure = _bare(found)
         self._finish(failure)
         if failure is not None:
             # An error that the upstream sent itself has gone out as it came.
@@ -334,6 +334,12 @@ class Raw(Reply):
         """See `Reply.close`."""
         settle(self._ledger, self._opened, None, self._prompt_tokens)
         super().close(gone=gone)
+
+
+def _bare(failure: UpstreamFailed) -> UpstreamFailed:
+    """The failure without the frames it came through: kept in one of them, it would keep the whole request from being freed."""
+    failure.__context__ = None
+    return failure.with_traceback(None)
 
 
 def note_end(ledger: Ledger, opened: Opened, failure: UpstreamFailed | None) -> None:
@@ -427,7 +433,7 @@ async def _collected(ledger: Ledger, opened: Opened, request: wire.Request, keep
         elif not reader.tap.kept:
             failure = UpstreamFailed("protocol", "its stream is too long, or not one of chunks, to be made into one answer")
     except UpstreamFailed as found:
-        failure = found
+        failure = _bare(found)
     note_end(ledger, opened, failure)
     if failure is not None:
         raise client_error(opened.option, failure)

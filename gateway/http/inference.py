@@ -327,7 +327,9 @@ class _Departure:
         """Watch no longer."""
         self._timer.cancel()
         if self._watch is not None:
+            # Let go of, since what it raises at its end would hold it, and so all of this request, until garbage is collected.
             self._watch.cancel()
+            self._watch = None
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.over()

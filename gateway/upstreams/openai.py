@@ -68,7 +68,9 @@ class OpenAI:
             raise ConfigError([Problem(f"upstreams.{name}.base_url", "must be http(s)://HOST[:PORT]/PATH")])
         # A cookie set on one client's answer must not travel with another client's request: the jar takes none.
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-        self._client = httpx.AsyncClient(headers=headers, cookies=cookies, limits=limits, timeout=timeout, follow_redirects=False)
+        self._client = httpx.AsyncClient(
+            headers=headers, cookies=cookies, limits=limits, timeout=timeout, follow_redirects=False, http2=True
+        )
         self._sending: set[asyncio.Future[httpx.Response]] = set()
 
     def unavailable(self, model: str | None = None) -> str | None:  # noqa: ARG002 - one answer for all its models
