@@ -76,3 +76,28 @@ async def test_a_crash_inside_is_named_and_reset(world):
 
     with pytest.raises(ConnectionResetError):
         await ask(world(), b"", path="/x", app=Door(crashing))
+
+
+@pytest.mark.parametrize("sent", [body(), body(stream=True), b"{"], ids=["whole", "stream", "refused"])
+async def test_a_head_leaves_with_the_first_bytes_of_its_body(world, server, sent, monkeypatch):
+    """One write and one packet, not two: a head by itself would wake the client for nothing."""
+    server.scripts = [[head(), chunk("fine"), chunk(finish="stop"), b"data: [DONE]\n\n"]]
+    transport = asyncio.selector_events._SelectorSocketTransport
+    wrote, write = [], transport.write
+    monkeypatch.setattr(transport, "write", lambda self, data: (wrote.append(bytes(data)), write(self, data))[1])
+    await ask(world(up={"base_url": server.base_url}), sent, "1.1", connection="close")
+    heads = [data for data in wrote if data.startswith(b"HTTP/1.1 ") and b"x-request-id" in data]
+    assert len(heads) == 1
+    assert heads[0].partition(b"\r\n\r\n")[2]
+
+
+async def test_a_head_without_a_body_still_leaves(world):
+    """An application that stops after its head ends the connection, and what it said is not lost."""
+
+    async def stops(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+
+    made = world()
+    top, rest = await ask(made, body(), "1.1", app=Door(stops), connection="close")
+    assert top.startswith(b"http/1.1 200")
+    assert rest == b""
