@@ -276,6 +276,8 @@ def create_app(front: Front) -> ASGIApp:
         config=front.config,
         keys=front.keys,
         cache=front.cache,
+        pipeline=front.pipeline,
+        emit=front.emit,
         ready=front.ready,
         metrics=front.page,
         started_at=int(time.time()),

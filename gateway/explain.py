@@ -19,6 +19,8 @@ from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, p
 from gateway.policy.decision import Decision, Health, HealthOf, Option, encode
 from gateway.policy.generation import Generation
 
+NAME_CHARS = 128
+"""Longest name of a policy or route in it; each character is at most twelve in ASCII."""
 REASON_CHARS = 4096
 """Longest reason in a header; many servers and clients take no header block above 8 KB."""
 
@@ -101,11 +103,12 @@ def explain(
     decision = decide(generation, policy_name, facts, health)
     if pinned:
         decision = pin(decision, pinned)
-    removed = {one.option: one for one in decision.removed}
+    removed = {one.option: (one.by, one.reason) for one in decision.removed}
     places = {chosen.option.name: place for place, chosen in enumerate(decision.candidates, 1)}
+    elsewhere = ("pin", f'"{pinned}" keeps what this request goes on from')
 
     def line(option: Option) -> Line:
-        gone = removed.get(option.name)
+        by, why = removed.get(option.name) or (("", "") if option.name in places else elsewhere)
         return Line(
             option=option.name,
             zone=option.zone,
@@ -113,8 +116,8 @@ def explain(
             expected_cost_usd=expected_cost_usd(option, facts),
             worst_cost_usd=worst_cost_usd(option, facts),
             expected_ttft_ms=expected_ttft_ms(health.get(option.name, Health())),
-            removed_by=gone.by if gone else "",
-            reason=gone.reason if gone else "",
+            removed_by=by,
+            reason=why,
         )
 
     own = generation.options_for(facts.model)
@@ -141,8 +144,8 @@ def from_log(lines: Iterable[Mapping[str, Any]], past: Callable[[str], Generatio
 def reason(facts: Facts, decision: Decision) -> str:
     """Why a request goes where it goes, as JSON that fits a header: names, kinds and rules; nothing of the request's text."""
     told: dict[str, Any] = {
-        "policy": decision.policy,
-        "route": decision.rule,
+        "policy": decision.policy[:NAME_CHARS],
+        "route": decision.rule[:NAME_CHARS],
         "class": facts.class_,
         "found": facts.found,
         "limits": decision.limits,
@@ -151,12 +154,17 @@ def reason(facts: Facts, decision: Decision) -> str:
         "refusal": decision.refusal.kind if decision.refusal else None,
         "removed": [f"{one.option}: {one.by}: {one.reason}" for one in decision.removed],
     }
-    while len(text := json.dumps(told, separators=(",", ":"))) > REASON_CHARS:
+    while len(text := _printable(json.dumps(told, separators=(",", ":")))) > REASON_CHARS:
         longest = max(("removed", "order", "limits", "found"), key=lambda name: len(str(told[name])))
         if not told[longest]:
             break
         told[longest], told["cut"] = list(told[longest])[: len(told[longest]) // 2], True
     return text
+
+
+def _printable(text: str) -> str:
+    """JSON in ASCII escapes every control character but this one, which no header may hold (RFC 9110, 5.5)."""
+    return text.replace("\x7f", "\\u007f")
 
 
 def _usd(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,23 @@ _THIN = 0.004
 """Height of a flow that nobody's first choice takes."""
 
 
+def check_drawable() -> None:
+    """Raises ConfigError without matplotlib; to be asked before the replay whose flows are to be drawn."""
+    if find_spec("matplotlib") is None:
+        message = "a picture needs matplotlib: pip install 'gateway[plots]', or leave --png out"
+        raise ConfigError([Problem("--png", message)])
+
+
 def draw(flows: Iterable[Flow], path: Path) -> None:
     """Write a PNG: classes left, zones right, bands as wide as the requests whose first choice they are; new flows red.
 
     A flow that only a later candidate can take is a line. Raises ConfigError without matplotlib, and where the file cannot be
     written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - heavy, and only pictures need it
-        from matplotlib.figure import Figure  # noqa: PLC0415 - as above
-    except ImportError:
-        message = "a picture needs matplotlib: pip install 'gateway[plots]', or leave --png out"
-        raise ConfigError([Problem("--png", message)]) from None
+    check_drawable()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - heavy, and only pictures need it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
+
     flows = list(flows)
     figure = Figure(figsize=(11, 5), layout="constrained")
     for axes, side, title in zip(figure.subplots(1, 2), ("before", "after"), ("as logged", "under this policy"), strict=True):

@@ -115,6 +115,8 @@ class Ledger:
         self._closed = False
         self.log_text = False
         self.chars_out = 0
+        self.why = ""
+        """The reason of the decision as a header tells it, where the client asked for that."""
         self.fields: dict[str, object] = {}
         """Record fields known so far; `note` adds to them."""
 

@@ -54,7 +54,7 @@ _NAMED_SECRET = re.compile(
     r"(?i)(proxy-)?authorization|(set-)?cookie|(.*[-_])?(api[-_]?)?key|(.*[-_])?(secret|password|access_token)"
 )
 _SHAPED_SECRET = re.compile(r"(?<![A-Za-z0-9])(?:gw|sk)-[A-Za-z0-9_-]{8,}")
-_PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "cache.hit", "cache.miss", "upstream.failed"})
+_PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "route.explained", "cache.hit", "cache.miss", "upstream.failed"})
 """Those of the request path: no field of theirs is named like a secret, and every value has a word in JSON."""
 MASK = "[masked]"
 
@@ -79,6 +79,10 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "request.opened": Event("a request was accepted for work", fields=("request_id", "endpoint")),
         "route.decided": Event(
             "policy said where the request may go",
+            fields=("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "limits", "refusal"),
+        ),
+        "route.explained": Event(
+            "policy said where the request would go; it went nowhere",
             fields=("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "limits", "refusal"),
         ),
         "cache.hit": Event("the answer comes from the cache", fields=("request_id", "tier")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import unquote_plus
 
 from msgspec import to_builtins
@@ -23,6 +23,7 @@ from gateway.cache.tiers import Cache
 from gateway.config import CLASSES, Class, Config
 from gateway.dispatch import Dispatch, Opened, finished
 from gateway.errors import ApiError, Forbidden, InvalidRequest, NotFound, Unavailable, did_you_mean
+from gateway.explain import Explanation, explain, reason
 from gateway.facts import Facts
 from gateway.health import HealthView
 from gateway.incoming import Incoming
@@ -47,6 +48,17 @@ STORABLE_CLASSES = frozenset({"public", "internal"})
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Judged(NamedTuple):
+    """What is known of a request before a policy is asked."""
+
+    request: wire.Request
+    before: Before
+    how: Ways
+    facts: Facts
+    size_bytes: int
+    """Of the body, with what it goes on from."""
 
 
 class Pipeline:
@@ -81,16 +93,8 @@ class Pipeline:
 
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
-        size = len(incoming.body)
-        request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         generation = self._generation()
-        before = await self._before(request, incoming.principal.tenant)
-        request = self._named(request, before)
-        size += before.most_bytes
-        how = await _aside(size, ways, request, before)
-        facts = await _aside(size, self._facts, incoming, how.judged(request), before, generation, ledger)
-        if how.via_chat:
-            facts = replace(facts, via_chat=how.via_chat)
+        request, before, how, facts, size = await self._judge(incoming, generation, ledger)
         ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
         decision = self._decide(incoming, facts, before, generation, ledger)
         first = _first(decision, how)
@@ -98,7 +102,7 @@ class Pipeline:
         found = await self._cache.lookup(key, mode, class_=facts.class_, no_cache=bool(control & {"no-cache", "no-store"}))
         if isinstance(found, Hit):
             _note_hit(ledger, found)
-            headers = self._headers(decision, "cache", f"hit-{found.tier}")
+            headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
             if first is None:
                 return await reply.stored(ledger, found, request, headers)
             hit = await reply.stored(ledger, found, first.chat, headers)
@@ -110,7 +114,7 @@ class Pipeline:
             raise _refused(decision, facts, how, generation)
         _check_store(request, facts)
         if first is not None and request.endpoint == "responses/input_tokens":
-            return self._responses.count(first, ledger, self._headers(decision, "gateway", "off"))
+            return self._responses.count(first, ledger, self._headers(decision, "gateway", "off", ledger.why))
 
         async def prepare(option: Option) -> Call:
             return await _aside(size, self._call, incoming, request, how, option, ledger)
@@ -119,7 +123,7 @@ class Pipeline:
             opened = await self._dispatch.open(decision, prepare, ledger)
         except InvalidRequest as error:
             raise how.renamed(error) from None
-        headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]))
+        headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]), ledger.why)
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
         keeper = Keeper(
             self._cache, key, mode, facts.class_, no_store="no-store" in control, made=self._made(incoming, request, facts)
@@ -136,9 +140,39 @@ class Pipeline:
                 await finished(answer.aclose())
             raise
 
+    async def explain(self, incoming: Incoming, ledger: Ledger) -> Explanation:
+        """Where `answer` would send this request now, and why. Calls nobody; logs the decision as `route.explained`.
+
+        A dry run has no answer and so no record: the ledger is left open. Raises ApiError where `answer` would refuse by
+        something else than the decision, whose refusals are part of the explanation.
+        """
+        generation = self._generation()
+        request, before, _, facts, _ = await self._judge(incoming, generation, ledger)
+        name = self._policy(incoming, generation)
+        health = self._health_of(generation)
+        pinned = before.made.upstream if before.made else None
+        found = explain(generation, name, facts, health, pinned=pinned)
+        ledger.event("route.explained", **decided(facts, found.decision, health, pinned=pinned))
+        if found.decision.refusal is None:
+            _check_store(request, facts)
+        return found
+
     async def recall(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """What is asked of a stored response; only for the tenant that it was made for. Raises ApiError as `answer` does."""
         return await self._recall.answer(incoming, ledger)
+
+    async def _judge(self, incoming: Incoming, generation: Generation, ledger: Ledger) -> _Judged:
+        """Read a request and gather its facts. Raises ApiError for one that cannot be served by anybody."""
+        size = len(incoming.body)
+        request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
+        before = await self._before(request, incoming.principal.tenant)
+        request = self._named(request, before)
+        size += before.most_bytes
+        how = await _aside(size, ways, request, before)
+        facts = await _aside(size, self._facts, incoming, how.judged(request), before, generation, ledger)
+        if how.via_chat:
+            facts = replace(facts, via_chat=how.via_chat)
+        return _Judged(request, before, how, facts, size)
 
     async def _before(self, request: wire.Request, tenant: str) -> Before:
         """What a request goes on from. Raises InvalidRequest for a stored response that this tenant does not have."""
@@ -189,22 +223,29 @@ class Pipeline:
         )
 
     def _decide(self, incoming: Incoming, facts: Facts, before: Before, generation: Generation, ledger: Ledger) -> Decision:
-        principal = incoming.principal
-        policy = policy_for(
-            generation,
-            key_policy=principal.policy,
-            key_policies=principal.policies,
-            header=incoming.headers.get("x-gateway-policy"),
-            default=self._config.policies.default,
-        )
-        health = self._health.snapshot((option.upstream, option.model) for option in generation.catalogue.options())
-        decision = decide(generation, policy, facts, health)
+        health = self._health_of(generation)
+        decision = decide(generation, self._policy(incoming, generation), facts, health)
         if before.made is not None:
             decision = pin(decision, before.made.upstream)
         ledger.log_text = decision.log_text
         ledger.note(policy=decision.policy, route_rule=decision.rule)
+        if incoming.headers.get("x-gateway-explain") == "1":
+            ledger.why = reason(facts, decision)
         ledger.event("route.decided", **decided(facts, decision, health, pinned=before.made.upstream if before.made else None))
         return decision
+
+    def _policy(self, incoming: Incoming, generation: Generation) -> str:
+        """Name of the policy whose routes order this request. Raises ApiError as `policy_for` does."""
+        return policy_for(
+            generation,
+            key_policy=incoming.principal.policy,
+            key_policies=incoming.principal.policies,
+            header=incoming.headers.get("x-gateway-policy"),
+            default=self._config.policies.default,
+        )
+
+    def _health_of(self, generation: Generation) -> dict[str, Health]:
+        return self._health.snapshot((option.upstream, option.model) for option in generation.catalogue.options())
 
     def _cache_key(
         self,
@@ -257,14 +298,16 @@ class Pipeline:
         )
 
     def error_headers(self, ledger: Ledger) -> list[tuple[str, str]]:
-        """Our own headers of a refusal or failure: the policy that was in force, once one was."""
+        """Our own headers of a refusal or failure: the policy that was in force, once one was, and why, where that was asked."""
         policy = ledger.fields.get("policy")
-        return [("x-gateway-policy", str(policy))] if policy and self._config.server.expose_headers else []
+        if not policy or not self._config.server.expose_headers:
+            return []
+        return [("x-gateway-policy", str(policy)), *_reasons(ledger.why)]
 
-    def _headers(self, decision: Decision, route: str, cache: str) -> list[tuple[str, str]]:
+    def _headers(self, decision: Decision, route: str, cache: str, why: str = "") -> list[tuple[str, str]]:
         if not self._config.server.expose_headers:
             return []
-        return [("x-gateway-route", route), ("x-gateway-cache", cache), ("x-gateway-policy", decision.policy)]
+        return [("x-gateway-route", route), ("x-gateway-cache", cache), ("x-gateway-policy", decision.policy), *_reasons(why)]
 
 
 async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -272,6 +315,10 @@ async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs:
     if size_bytes <= LOOP_BODY_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _reasons(why: str) -> list[tuple[str, str]]:
+    return [("x-gateway-explain", why)] if why else []
 
 
 def _first(decision: Decision, how: Ways) -> Translation | None:

@@ -315,8 +315,10 @@ def replay(
     to a zone where nothing of it could go before.
     """
     from gateway import replay as replay_
-    from gateway.flows import draw
+    from gateway.flows import check_drawable, draw
 
+    if png is not None:
+        check_drawable()
     config = load_config(path)
     generation = load_policies(config, folder)
     files = _log_files(config, [*logs, *more])

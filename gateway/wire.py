@@ -362,13 +362,14 @@ ENDPOINTS: Mapping[str, Shape] = MappingProxyType(
         "messages/count_tokens": Shape("messages", _read_messages),
         "moderations": Shape("moderations", _read_moderation, model_optional=True),
         "images/generations": Shape("images/generations", _read_image, model_optional=True),
+        "images/edits": Shape("images/edits", _read_image, model_optional=True),
         "audio/speech": Shape("audio/speech", _read_speech),
     }
 )
 """Everything that takes a JSON body and is judged by policy, by its path below `/v1/`."""
 
 UPLOADS = ("files", "audio/transcriptions", "audio/translations", "images/edits", "images/variations")
-"""Everything that takes a form (multipart/form-data) with a file in it and is judged by policy."""
+"""Everything that takes a form (multipart/form-data) with a file in it and is judged by policy. `images/edits` takes both."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOKEN = re.compile(_STRING + rb'|[{}\[\]:,]|[^\s"{}\[\]:,]++', re.DOTALL)

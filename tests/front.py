@@ -65,8 +65,9 @@ class World:
             affinity=self.affinity,
             responses=self.responses,
         )
-        self.keys = Keys(KeyFile(folder / "keys.json"), ())
-        self.key = KeyFile(folder / "keys.json").add("test")
+        self.key_file = KeyFile(folder / "keys.json")
+        self.keys = Keys(self.key_file, ())
+        self.key = self.key_file.add("test")
         transfers = Parts(
             config=self.config,
             generation=lambda: self.generation,

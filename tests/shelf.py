@@ -23,6 +23,9 @@ class Shelf:
         """(status, body) said before a body is read."""
         self.drops_after = None
         """Bytes of body after which the connection is dropped."""
+        self.stalls_after = None
+        """Bytes of body after which nothing more is read, until `goes_on` is set."""
+        self.stalled, self.goes_on = asyncio.Event(), asyncio.Event()
         self.base_url = ""
 
     async def serve(self, reader, writer):
@@ -44,6 +47,9 @@ class Shelf:
         headers["content-type"] = next((line.split(": ", 1)[1] for line in lines if line.lower().startswith("content-type")), "")
         if self.refuses:
             self._say(writer, *self.refuses)
+            # Closed over unread bytes, the connection would be reset, and the answer lost with it.
+            while await reader.read(65536):
+                pass
             raise ConnectionError
         body = b"".join([part async for part in self._body(reader, headers)])
         self.requests.append((first, headers, body))
@@ -68,21 +74,24 @@ class Shelf:
                     self.digest.update(part)
                 if self.drops_after is not None and self.got >= self.drops_after:
                     raise ConnectionError
+                if self.stalls_after is not None and self.got >= self.stalls_after:
+                    self.stalled.set()
+                    await self.goes_on.wait()
                 if self.keeps:
                     yield part
             if chunked:
                 await reader.readline()
 
-    def _say(self, writer, status, answer):
+    def _say(self, writer, status, answer, media=None):
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        media = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
+        media = media or ("application/octet-stream" if isinstance(answer, bytes) else "application/json")
         writer.write(f"HTTP/1.1 {status} Any\r\ncontent-type: {media}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
 
     def _answer(self, method, path, body):
         folder, _, rest = path.partition("/")
         id_, _, action = rest.partition("/")
         if path.startswith("audio/"):
-            return 200, {"text": "said"}
+            return 200, *self._said(body)
         if path.startswith("images/"):
             return 200, {"created": 1, "data": [{"b64_json": "AAAA"}]}
         things = self.files if folder == "files" else self.batches
@@ -98,6 +107,16 @@ class Shelf:
             del things[id_]
             return 200, {"id": id_, "object": "file", "deleted": True}
         return 200, things[id_]
+
+    @staticmethod
+    def _said(body):
+        """What was heard, in the form that is asked for."""
+        if b'name="stream"\r\n\r\ntrue' in body:
+            events = ({"type": "transcript.text.delta", "delta": "said"}, {"type": "transcript.text.done", "text": "said"})
+            return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events), "text/event-stream"
+        if b"\r\n\r\ntext\r\n" in body:
+            return b"said\n", "text/plain; charset=utf-8"
+        return {"text": "said"}, None
 
     def _file(self, id_, body):
         purpose = "batch" if b"\r\n\r\nbatch\r\n" in body else "user_data"

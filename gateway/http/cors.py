@@ -15,7 +15,8 @@ METHODS = b"GET, POST, DELETE"
 EXPOSED = (
     b"x-request-id, request-id, openai-processing-ms, retry-after, retry-after-ms, x-should-retry, "
     b"x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
-    b"x-ratelimit-reset-requests, x-ratelimit-reset-tokens, x-gateway-route, x-gateway-cache, x-gateway-policy"
+    b"x-ratelimit-reset-requests, x-ratelimit-reset-tokens, x-gateway-route, x-gateway-cache, x-gateway-policy, "
+    b"x-gateway-explain"
 )
 """Answer headers that a page may read."""
 MAX_AGE_S = 600

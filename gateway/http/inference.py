@@ -33,7 +33,7 @@ from gateway.pipeline import Incoming, Pipeline
 from gateway.reply import JSON, BrokenOff, Headers, Reply
 from gateway.transfers.kept import Kept
 from gateway.transfers.uploads import Uploads
-from gateway.wire import UPLOADS
+from gateway.wire import ENDPOINTS, UPLOADS
 
 DRAIN_S = 5.0
 """How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
@@ -126,7 +126,8 @@ class Edge:
             raise Unavailable(
                 f"Requests cannot be logged, so none is served: {problem}", code="log_unavailable", retry_after_s=5.0
             )
-        if endpoint in UPLOADS:
+        uploads = endpoint in UPLOADS and (endpoint not in ENDPOINTS or _media(headers) != "application/json")
+        if uploads:
             _check_encoding(headers)
             body, size = b"", exchange.stream(headers, self._max_file_bytes)
         else:
@@ -146,7 +147,7 @@ class Edge:
             method=scope["method"],
         )
         async with _Departure(exchange) as departure:
-            if endpoint in UPLOADS:
+            if uploads:
                 async with self._uploads.answer(incoming, exchange, ledger) as reply:
                     await self._hand_over(reply, exchange, departure, ledger)
                 return
@@ -228,7 +229,12 @@ class _Exchange:
         """See `uploads.Source`. Raises TooLarge, RequestTimeout and Gone."""
         size = 0
         while self._expects_body:
-            part = await self._next_part()
+            try:
+                part = await self._next_part()
+            except Gone:
+                # Whoever takes the parts may be waiting for an upstream that does not read: the watch ends that.
+                self.body_over.set()
+                raise
             size += len(part)
             if size > self._max_bytes:
                 raise _too_large_file(self._max_bytes)
@@ -359,9 +365,13 @@ def _check_encoding(headers: Mapping[str, str]) -> None:
         raise UnsupportedMedia(f"Bodies with content-encoding {encoding[:32]!a} are not read here; send it unencoded.")
 
 
+def _media(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
 def _check_media(headers: Mapping[str, str]) -> None:
     _check_encoding(headers)
-    media = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    media = _media(headers)
     if media != "application/json" and not media.endswith("+json"):
         raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {media[:64]!a}.")
 

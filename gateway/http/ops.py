@@ -1,8 +1,11 @@
-"""What operators and clients ask about the gateway itself: health, readiness, metrics, models. No prompt passes here."""
+"""What operators and clients ask about the gateway itself: health, readiness, metrics, models.
+
+A prompt passes here only to be explained; it is never sent on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,8 +15,11 @@ from gateway.auth import Keys, bearer
 from gateway.cache.tiers import Cache
 from gateway.config import CLASSES, Config, LocalUpstream
 from gateway.errors import InvalidRequest, NotFound, did_you_mean
-from gateway.http.inference import header_map
+from gateway.http.inference import header_map, request_id
+from gateway.ledger import Ledger
 from gateway.local.parameters import CHAT, COMPLETIONS, EMBEDDINGS, TABLE
+from gateway.pipeline import Incoming, Pipeline
+from gateway.wire import ENDPOINTS
 
 State = dict[str, Any]
 
@@ -53,6 +59,8 @@ def routes(
     config: Config,
     keys: Keys,
     cache: Cache,
+    pipeline: Pipeline,
+    emit: Callable[..., None],
     ready: Callable[[], tuple[bool, State]],
     metrics: Callable[[], Awaitable[tuple[bytes, str]]],
     started_at: int,
@@ -116,4 +124,31 @@ def routes(
         )
         return {"purged": count, "dry_run": bool(asked.get("dry_run", False))}
 
-    return [root, health, readiness, show_metrics, list_models, show_model, purge]
+    @post("/v1/route", status_code=200, request_max_body_size=config.server.max_body_bytes)
+    async def explain(request: Request[Any, Any, Any]) -> Response[State]:
+        """Where an ordinary body would go and why; nobody is called. Scope `admin`; `?endpoint=`, chat/completions by default."""
+        headers = header_map(request.scope)
+        principal = keys.principal(bearer(headers))
+        principal.require("admin")
+        endpoint = _endpoint(request.query_params)
+        ledger = Ledger(request_id(), endpoint, on_token=_ignore, on_event=emit, on_record=_ignore)
+        body = await request.body()
+        found = await pipeline.explain(Incoming(endpoint=endpoint, body=body, headers=headers, principal=principal), ledger)
+        return Response(found.as_json(), headers={"x-request-id": ledger.request_id})
+
+    return [explain, root, health, readiness, show_metrics, list_models, show_model, purge]
+
+
+def _endpoint(query: Mapping[str, str]) -> str:
+    """The endpoint that a dry run is of. Raises InvalidRequest for one without JSON bodies, and for other query words."""
+    if set(query) - {"endpoint"}:
+        raise InvalidRequest("The query takes `endpoint` and nothing else.", param="endpoint")
+    name = query.get("endpoint", CHAT)
+    if name not in ENDPOINTS:
+        message = f"That is no endpoint with a JSON body{did_you_mean(name, ENDPOINTS)}; docs/endpoints.md lists them."
+        raise InvalidRequest(message, param="endpoint")
+    return name
+
+
+def _ignore(_: object) -> None:
+    """A dry run has neither tokens nor a record."""

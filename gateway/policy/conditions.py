@@ -54,7 +54,7 @@ FACTS: Mapping[str, Fact] = MappingProxyType(
 )
 
 FIXED_WORDS: Known = MappingProxyType(
-    {"endpoint": (*ENDPOINTS, *UPLOADS, "batches"), "needs": CAPABILITIES},
+    {"endpoint": (*dict.fromkeys((*ENDPOINTS, *UPLOADS)), "batches"), "needs": CAPABILITIES},
 )
 
 UNAVAILABLE_FACTS = ("budget_left", "task", "quality", "language", "rollout")

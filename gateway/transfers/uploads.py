@@ -26,6 +26,7 @@ from gateway.policy.decision import Chosen, Decision, Option
 from gateway.policy.generation import Generation
 from gateway.reply import Reply
 from gateway.transfers import batch
+from gateway.transfers.ahead import Ahead
 from gateway.transfers.batch import Batch
 from gateway.transfers.form import End, Event, Form, Head, boundary
 from gateway.transfers.intake import Intake
@@ -64,7 +65,8 @@ class Uploads:
         """The whole path. Raises ApiError for a clear refusal, or what `source` raises; what it holds is freed on leaving."""
         form = Form(boundary(incoming.headers.get("content-type", "")))
         async with AsyncExitStack() as stack:
-            events = await stack.enter_async_context(aclosing(_events(form, source)))
+            ahead = Ahead(source.parts, self._spool_folder)
+            events = await stack.enter_async_context(aclosing(_events(form, ahead)))
             intake = Intake()
             held = bytearray()
             async for event in events:
@@ -75,6 +77,7 @@ class Uploads:
                 raise _missing(_FILE_FIELD.get(incoming.endpoint, "file"))
             job = _Job(self._parts, self._judge, incoming, intake, ledger)
             if job.knows_enough:
+                ahead.reads_on = True
                 await job.stream(bytes(held), events, source.declared)
             else:
                 spool = Spool(self._spool_folder)
@@ -88,8 +91,8 @@ class Uploads:
             yield await job.reply()
 
 
-async def _events(form: Form, source: Source) -> AsyncGenerator[Event, None]:
-    async with aclosing(source.parts()) as parts:
+async def _events(form: Form, ahead: Ahead) -> AsyncGenerator[Event, None]:
+    async with aclosing(ahead.parts()) as parts:
         async for data in parts:
             for event in form.feed(data):
                 yield event

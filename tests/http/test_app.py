@@ -1,5 +1,6 @@
 """The application as it is served: Litestar's router, the operators' pages and cross-origin access, on a real socket."""
 
+import json
 from types import SimpleNamespace
 
 import httpx
@@ -8,6 +9,7 @@ from front import body
 from hostile import answer, completion, hostile, message, response
 
 from gateway.app import create_app
+from gateway.explain import from_log
 from gateway.http.cors import Cors
 
 
@@ -21,8 +23,9 @@ async def served(world):
             return b"up 1\n", "text/plain"
 
         front = SimpleNamespace(
-            edge=made.edge, config=made.config, keys=made.keys, cache=made.cache, ready=lambda: (True, {"status": "ready"}),
-            page=page, emit=lambda *a, **k: None,
+            edge=made.edge, config=made.config, keys=made.keys, cache=made.cache,
+            pipeline=made.pipeline, ready=lambda: (True, {"status": "ready"}),
+            page=page, emit=lambda name, **fields: made.events.append((name, fields)),
         )  # fmt: skip
         app = create_app(front)
         async with (
@@ -151,3 +154,92 @@ async def test_a_header_name_that_is_none_is_not_repeated(served):
     """What a preflight asks for goes back only if it is a list of names."""
     got = await served.client.options("/v1/models", headers={**PREFLIGHT, "access-control-request-headers": "a; b: c"})
     assert (got.status_code, "access-control-allow-headers" in got.headers) == (204, False)
+
+
+@pytest.fixture
+def operator(served):
+    """The headers of a key of scope admin."""
+    return {"authorization": f"Bearer {served.made.key_file.add('operator', scopes=('admin',))}"}
+
+
+async def test_a_dry_run_needs_the_scope_admin(served):
+    """A key for chat alone is refused, and so is none, before the body is looked at."""
+    got = await served.client.post("/v1/route", content=body())
+    assert (got.status_code, got.json()["error"]["code"]) == (403, "insufficient_scope")
+    assert (await served.client.post("/v1/route", content=b"{", headers={"authorization": ""})).status_code == 401
+    assert served.made.events == []
+
+
+async def test_a_dry_run_explains_and_calls_nobody(served, operator):
+    """The answer is what `gateway explain --json` prints; its id finds the decision in the log; there is no record."""
+    got = await served.client.post("/v1/route", content=body(stream=True), headers=operator | {"x-gateway-class": "internal"})
+    told = got.json()
+    assert (got.status_code, set(told)) == (200, {"facts", "decision", "candidates"})
+    assert (told["facts"]["class"], told["facts"]["stream"], told["facts"]["key_label"]) == ("internal", True, "operator")
+    assert [(one["option"], one["place"]) for one in told["candidates"]] == [("up/m", 1)]
+    ((name, fields),) = served.made.events
+    assert (name, fields["request_id"], fields["order"]) == ("route.explained", got.headers["x-request-id"], ["up/m"])
+    again = from_log([{"event": name, **fields}], lambda _: served.made.generation)
+    assert json.loads(json.dumps(again.as_json())) == told
+    assert (served.server.requests, served.made.records) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        ("?endpoint=responses", {"input": "x"}),
+        ("?endpoint=messages", {"max_tokens": 5}),
+        ("?endpoint=embeddings", {"input": "x"}),
+    ],
+)
+async def test_a_dry_run_takes_the_body_of_any_json_endpoint(served, operator, query, fields):
+    """Read and judged as a request of that endpoint."""
+    got = await served.client.post("/v1/route" + query, content=body(**fields), headers=operator)
+    assert (got.status_code, got.json()["facts"]["endpoint"]) == (200, query.partition("=")[2])
+
+
+@pytest.mark.parametrize(
+    ("query", "payload", "told"),
+    [
+        ("", b"{", (400, None)),
+        ("", b"[]", (400, None)),
+        ("", b'{"model": "m"}', (400, "messages")),
+        ("", body(model="nope"), (404, "model")),
+        ("?endpoint=respones", body(), (400, "endpoint")),
+        ("?endpoint=files", body(), (400, "endpoint")),
+        ("?class=public", body(), (400, "endpoint")),
+    ],
+)
+async def test_what_no_policy_would_see_is_refused_as_a_request_would_be(served, operator, query, payload, told):
+    """Bad bodies, unknown models and unknown endpoints, in OpenAI's shape."""
+    got = await served.client.post("/v1/route" + query, content=payload, headers=operator)
+    assert (got.status_code, got.json()["error"]["param"]) == told
+    assert served.server.requests == []
+
+
+async def test_a_dry_run_is_refused_where_the_request_would_be_after_its_decision(served, operator):
+    """What a client wants stored and must not be has an upstream, and is refused all the same."""
+    served.made.set_capabilities(["chat"])
+    asked = {"model": "m", "input": "4111 1111 1111 1111", "store": True}
+    got = await served.client.post("/v1/route?endpoint=responses", json=asked, headers=operator)
+    assert (got.status_code, got.json()["error"]["code"]) == (400, "store_forbidden")
+
+
+async def test_a_dry_run_may_be_as_long_as_a_request(served, operator):
+    """Beyond the router's own bound on bodies, up to `server.max_body_bytes`."""
+    got = await served.client.post("/v1/route", content=body("word " * 500_000), headers=operator)
+    assert got.json()["facts"]["prompt_tokens"] > 100_000
+    most = served.made.config.server.max_body_bytes
+    got = await served.client.post("/v1/route", content=b" " * (most + 1), headers=operator)
+    assert (got.status_code, got.json()["error"]["type"]) == (413, "invalid_request_error")
+
+
+async def test_a_dry_run_keeps_no_text(served, operator):
+    """Neither the answer nor the log holds a word of the body, and a refusal by policy is explained, not raised."""
+    served.made.set_capabilities(["embeddings"])
+    payload = body("quicksilver ada@example.org", user="zanzibar", metadata={"xylophone": "marimba"})
+    got = await served.client.post("/v1/route", content=payload, headers=operator)
+    assert (got.status_code, got.json()["decision"]["refusal"]["kind"]) == (200, "unsupported")
+    assert got.json()["facts"]["found"] == ["email"]
+    kept = got.text + str(served.made.events) + str(got.headers)
+    assert not [word for word in ("quicksilver", "ada@", "zanzibar", "xylophone", "marimba") if word in kept]

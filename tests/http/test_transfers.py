@@ -6,7 +6,7 @@ import json
 import pytest
 from front import POLICY
 from msgspec.structs import replace
-from openai import AsyncOpenAI, BadRequestError, NotFoundError, PermissionDeniedError
+from openai import AsyncAzureOpenAI, AsyncOpenAI, BadRequestError, NotFoundError, PermissionDeniedError
 from shelf import shelf
 
 from gateway.auth import KeyFile
@@ -48,21 +48,22 @@ def form(*parts):
 
 
 async def send(made, endpoint, body, *, chunked=False, until=None, **headers):
-    """Post a form over a raw connection; `until` is awaited before the last byte."""
+    """Post a form over a raw connection; `until`, given the connection's writer, is awaited before the last byte."""
     async with made.listening() as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         size = "transfer-encoding: chunked" if chunked else f"content-length: {len(body)}"
         more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         media = "" if "content_type" in headers else "content-type: multipart/form-data; boundary=xyz\r\n"
+        path = endpoint if endpoint.startswith("/") else f"/v1/{endpoint}"
         writer.write(
-            f"POST /v1/{endpoint} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {made.key}\r\n{media}{size}\r\n{more}\r\n".encode()
+            f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {made.key}\r\n{media}{size}\r\n{more}\r\n".encode()
         )
         for data in (body[:-1], body[-1:]):
             if data is body[-1:] and until:
-                await until()
+                await until(writer)
             writer.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
             if until and len(data) > 1:
-                await until()
+                await until(writer)
         writer.write(b"0\r\n\r\n" if chunked else b"")
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
@@ -94,7 +95,7 @@ async def test_the_upstream_sees_the_first_bytes_before_the_client_has_sent_its_
     """A form with its model in front is not waited for."""
     body = form(part("model", b"m"), part("file", SOUND, "a.mp3"))
 
-    async def arrived():
+    async def arrived(_):
         async with asyncio.timeout(5):
             while server.got < len(SOUND) // 2:
                 await asyncio.sleep(0.001)
@@ -140,6 +141,93 @@ async def test_an_upstream_that_fails_inside_the_body_is_said(made, server):
     server.drops_after = 1000
     status, told = await send(made, "audio/transcriptions", form(part("model", b"m"), part("file", SOUND, "a.mp3")))
     assert (status, told["error"]["code"], made.records[0].tried) == (502, "upstream_error", ("up/m",))
+
+
+async def test_a_form_goes_to_the_next_upstream_when_the_first_cannot_be_reached(world, server):
+    """Spooled or sent on as it comes: nothing had left yet."""
+    made = world(policy=OPEN, down={"base_url": "http://127.0.0.1:1/v1", "retries": 0}, up={"base_url": server.base_url})
+    model, file = part("model", b"m"), part("file", SOUND, "a.mp3")
+    for body in (form(file, model), form(model, file)):
+        assert (await send(made, "audio/transcriptions", body))[0] == 200
+        assert server.requests[-1][2] == body
+    assert [(record.ending, record.tried) for record in made.records] == [("fallback", ("down/m", "up/m"))] * 2
+
+
+async def test_a_spooled_form_is_sent_again_whole(world, server):
+    """Where the first upstream broke off inside the body, the next gets all of it."""
+    async with shelf() as broken:
+        broken.drops_after = 1000
+        made = world(policy=OPEN, first={"base_url": broken.base_url, "retries": 0}, up={"base_url": server.base_url})
+        body = form(part("file", SOUND, "a.mp3"), part("model", b"m"))
+        assert (await send(made, "audio/transcriptions", body))[0] == 200
+    assert (server.requests[0][2], made.records[0].tried, made.idle()) == (body, ("first/m", "up/m"), True)
+
+
+async def test_a_deployment_names_the_model_of_a_form(made, server):
+    """It is put in before the first part where the form has none; two names are refused."""
+    path = "/openai/deployments/m/audio/transcriptions?api-version=2025-01-01"
+    file = part("file", SOUND, "a.mp3")
+    for chunked in (False, True):
+        assert (await send(made, path, form(file), chunked=chunked))[0] == 200
+        assert (server.requests[-1][0], server.requests[-1][2]) == (
+            "POST /v1/audio/transcriptions HTTP/1.1",
+            form(part("model", b"m"), file),
+        )
+    status, told = await send(made, path, form(part("model", b"other"), file))
+    assert (status, told["error"]["code"], len(server.requests)) == (400, "model_mismatch", 2)
+
+
+async def test_the_azure_client_sends_forms(made, server):
+    """Its path names the deployment, and so does its form."""
+    async with made.listening() as (host, port):
+        options = {"azure_endpoint": f"http://{host}:{port}", "api_version": "2025-04-01-preview", "api_key": made.key}
+        async with AsyncAzureOpenAI(**options, max_retries=0) as client:
+            assert (await client.audio.transcriptions.create(model="m", file=("a.mp3", SOUND))).text == "said"
+    assert SOUND in server.requests[0][2]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_client_that_leaves_while_the_upstream_does_not_read_is_noticed(made, server, whole):
+    """At once, inside its body or behind it: what nobody takes waits on the disk."""
+    server.stalls_after = 1000
+    content = b"x" * 32_000_000
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {made.key}\r\n"
+    body = form(part("model", b"m"), part("file", content, "a.mp3"))
+    head += f"content-type: multipart/form-data; boundary=xyz\r\ncontent-length: {len(body) + (not whole)}\r\n\r\n"
+    async with made.listening() as (host, port):
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(head.encode() + body)
+        async with asyncio.timeout(20):
+            await server.stalled.wait()
+            await writer.drain()
+        writer.transport.abort()
+        async with asyncio.timeout(2):
+            while not made.records:
+                await asyncio.sleep(0.001)
+    assert ([record.ending for record in made.records], made.idle()) == (["client_gone"], True)
+    server.goes_on.set()
+
+
+async def test_what_waited_on_the_disk_arrives_in_its_order(made, server):
+    """An upstream that stops reading and goes on later gets the form as it was sent."""
+    server.stalls_after = 1000
+    body = form(part("model", b"m"), part("file", SOUND * 60, "a.mp3"), part("prompt", b"hm"))
+
+    async def read_on(writer):
+        await server.stalled.wait()
+        await writer.drain()
+        server.goes_on.set()
+
+    async with asyncio.timeout(20):
+        assert (await send(made, "audio/transcriptions", body, until=read_on))[0] == 200
+    assert (server.requests[0][2] == body, made.records[0].ending) == (True, "complete")
+
+
+async def test_an_upstream_that_refuses_before_it_has_read_is_heard(made, server):
+    """Its status and error reach a client that has sent all of a long body."""
+    server.refuses = (413, {"error": {"message": "too long", "type": "invalid_request_error", "param": None, "code": None}})
+    status, told = await send(made, "audio/transcriptions", form(part("model", b"m"), part("file", SOUND * 20, "a.mp3")))
+    assert (status, told["error"]["message"], made.idle()) == (413, "too long", True)
 
 
 async def test_a_client_that_leaves_inside_its_body_takes_the_upstream_with_it(made, server):
@@ -194,6 +282,43 @@ async def test_images_are_edited_by_the_official_client(client, server):
     assert (got.data[0].b64_json, server.requests[0][2].count(SOUND)) == ("AAAA", 2)
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+async def test_images_are_varied_by_the_official_client(client, server):
+    """With a model or without one."""
+    for fields in ({"model": "m"}, {}):
+        got = await client.images.create_variation(image=("a.png", SOUND), **fields)
+        assert (got.data[0].b64_json, b'name="model"' in server.requests[-1][2]) == ("AAAA", bool(fields))
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+async def test_sound_is_heard_by_the_official_client(client, server, made):
+    """As JSON, as text, and as events."""
+    ask = {"model": "m", "file": ("a.mp3", SOUND)}
+    assert (await client.audio.transcriptions.create(**ask)).text == "said"
+    assert await client.audio.transcriptions.create(**ask, response_format="text") == "said\n"
+    events = [event async for event in await client.audio.transcriptions.create(**ask, stream=True)]
+    assert [event.type for event in events] == ["transcript.text.delta", "transcript.text.done"]
+    assert (await client.audio.translations.create(**ask)).text == "said"
+    assert [SOUND in request[2] for request in server.requests] == [True] * 4
+    assert [record.ending for record in made.records] == ["complete"] * 4
+
+
+EDIT = b'{ "prompt":"a cat", "images":[{"image_url":"https://x.test/a.png"}], "model" :"m"}'
+
+
+async def test_images_are_edited_by_json(made, server):
+    """The same path with a JSON body: byte for byte, every text scanned."""
+    media = {"content_type": "application/json"}
+    status, told = await send(made, "images/edits", EDIT, **media)
+    assert (status, told["data"][0]["b64_json"], server.requests[0][2]) == (200, "AAAA", EDIT)
+    assert server.requests[0][1]["content-type"] == "application/json"
+    refused = await send(made, "images/edits", EDIT.replace(b"a cat", b"4111 1111 1111 1111"), **media)
+    assert (refused[0], refused[1]["error"]["code"]) == (403, "policy_forbidden")
+    for endpoint, sent in (("images/edits", b'{"model":"m"}'), ("images/variations", EDIT)):
+        assert (await send(made, endpoint, sent, **media))[0] == (400 if endpoint == "images/edits" else 415)
+    assert len(server.requests) == 1
+
+
 def line(number=1, model="m", text="hi", **fields):
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
     return json.dumps(
@@ -209,9 +334,51 @@ async def test_a_batch_is_made_where_its_file_is(client, server, made):
     batch = await client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
     assert (await client.files.content(batch.output_file_id)).content == b"\x00the content\xff"
     assert [one.id async for one in client.batches.list()] == [batch.id]
+    assert (await client.batches.retrieve(batch.id)).status == "completed"
     assert (await client.batches.cancel(batch.id)).id == batch.id
     with pytest.raises(NotFoundError):
         await client.batches.create(input_file_id="files-77", endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def models_of(made, **names):
+    """Give these models, each with its candidates: upstream and its own name."""
+    (model,) = made.config.models.values()
+    for name, own in names.items():
+        candidates = tuple(replace(model.candidates[0], upstream=upstream, model=theirs) for upstream, theirs in own.items())
+        made.config.models[name] = replace(model, candidates=candidates)
+    del made.config.models["m"]
+    made.set_capabilities(CAPABILITIES)
+
+
+LINES = (
+    b'{"custom_id":"1","method":"POST","url":"/v1/chat/completions","body":{"model":"%b","messages":[{"role":"user",'
+    b'"content":"\\"model\\": \\"a\\" \xc3\xa9 \\u00e9"}],"metadata":{"model":"a"},"seed":1.10}}\r\n\n'
+    b'{ "body" : { "input":["model","a"] , "model" :\t"%b" }, "url":"/v1/embeddings" ,"method":"POST","custom_id":"2", "model":"a"}'
+)
+
+
+async def test_in_a_batch_file_only_the_models_are_edited(world, server):
+    """It goes to the one upstream that has them all, under its own names; every other byte is the client's."""
+    async with shelf() as unfit:
+        made = world(policy=OPEN, first={"base_url": unfit.base_url}, up={"base_url": server.base_url})
+        models_of(made, a={"first": "f-a", "up": "u-a"}, b={"up": "u-b", "first": "f-b"}, c={"up": "u-c"})
+        for first, second in ((b"a", b"c"), (b"c", b"a"), (b"c", b"c")):
+            sent = [form(part("purpose", b"batch"), part("file", LINES % names, "b.jsonl"))
+                    for names in ((first, second), (b"u-" + first, b"u-" + second))]  # fmt: skip
+            assert (await send(made, "files", sent[0]))[0] == 200
+            assert (server.requests[-1][2], unfit.requests) == (sent[1], [])
+
+
+async def test_a_batch_file_whose_models_no_upstream_shares_is_refused(world, server):
+    """By the number of the line that cannot be added; nothing is sent."""
+    async with shelf() as other:
+        made = world(policy=OPEN, first={"base_url": other.base_url}, up={"base_url": server.base_url})
+        models_of(made, a={"first": "a"}, b={"up": "b"})
+        body = form(part("purpose", b"batch"), part("file", LINES % (b"a", b"b"), "b.jsonl"))
+        status, told = await send(made, "files", body)
+        assert (status, told["error"]["code"], told["error"]["param"]) == (400, "invalid_batch_file", "file")
+        assert told["error"]["message"].startswith("Line 3 of the batch file: no upstream may serve its model")
+        assert (server.requests, other.requests, made.idle()) == ([], [], True)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 """`gateway policy ...` on real files: going back, looking at what was in force, trying out."""
 
 import json
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.exceptions import Abort
 from click.testing import CliRunner
 
 from gateway.cli import cli
 from gateway.errors import ConfigError
+from gateway.facts import Facts
+from gateway.pipeline import decided
+from gateway.policy.decide import decide
 from gateway.policy.generation import load
 from gateway.policy.store import Store
 from gateway.terminal import load_config
@@ -20,8 +25,14 @@ semantic = false
 [upstreams.e]
 kind = "echo"
 takes_up_to = "restricted"
+[upstreams.far]
+kind = "echo"
+zone = "us"
+takes_up_to = "restricted"
 [[models.m.candidates]]
 upstream = "e"
+[[models.m.candidates]]
+upstream = "far"
 """
 LIMIT = '[[limit]]\nname = "l"\ncache = "off"\n'
 POLICY = 'policy = "a"\n[[route]]\nname = "all"\norder_by = "cost"\n'
@@ -101,3 +112,69 @@ def test_a_failing_test_fails_the_command(place):
     place.activate(POLICY + '[[test]]\nname = "t"\ngiven = {}\nexpect = { refused = true }\n')
     with pytest.raises(ConfigError, match=r"policies/a.toml:5: test \"t\": expected a refusal"):
         place.run("test")
+
+
+def logged(place, made, request):
+    """A log folder that holds one decision under these policies."""
+    health = {}
+    fields = decided(request, decide(made, "a", request, health), health)
+    line = {"time": "2026-11-23T06:38:35.074197Z", "event": "route.decided", "level": "info", "request_id": "req_1", **fields}
+    file = place.config.logs_folder / "front0-20261123T063835-0.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(msgspec.json.encode(line) + b"\n")
+    return file
+
+
+def draft(place, text):
+    """A candidate folder of policies."""
+    folder = place.folder.parent / "draft"
+    folder.mkdir()
+    (folder / "a.toml").write_text(text)
+    return str(folder)
+
+
+HOLD = '[[limit]]\nname = "hold"\nwhen = { class = "restricted" }\nnever = { zone = "us" }\n'
+FAR_FIRST = POLICY.replace('order_by = "cost"', 'use = ["far"]')
+SECRET = Facts(endpoint="chat/completions", model="m", needs=("chat",), class_="restricted")
+
+
+def test_replay_exits_with_2_on_a_new_flow_and_says_so_first(place):
+    """What a class could not reach before is the head of the table; under the same policies nothing moves and the status is 0."""
+    place.activate(POLICY + HOLD)
+    logged(place, load(place.config, place.folder), SECRET)
+    same = place.run("replay")
+    assert (same.exit_code, "NEW FLOWS" in same.output) == (0, False)
+    found = place.run("replay", "--policy", draft(place, FAR_FIRST))
+    assert (found.exit_code, found.output.splitlines()[0].startswith("NEW FLOWS")) == (2, True)
+    told = json.loads(place.run("replay", "--policy", str(place.folder.parent / "draft"), "--json").output)
+    assert [(flow["class"], flow["zone"], flow["examples"]) for flow in told["new_flows"]] == [("restricted", "us", ["req_1"])]
+    assert (told["moved"], told["moved_share"], told["not_replayable"]) == (1, 1.0, {})
+
+
+def test_replay_draws_what_it_found(place, tmp_path):
+    """The picture is there although the new flow makes the command fail."""
+    place.activate(POLICY + HOLD)
+    file = logged(place, load(place.config, place.folder), SECRET)
+    png = tmp_path / "flows.png"
+    found = place.run("replay", "--policy", draft(place, FAR_FIRST), "--log", str(file), "--png", str(png))
+    assert (found.exit_code, png.read_bytes()[:4]) == (2, b"\x89PNG")
+    assert str(png) in found.stderr
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_before_the_replay(place, monkeypatch):
+    """Nobody waits for a long replay to hear that matplotlib is missing: not even the log is opened."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    place.activate(POLICY)
+    (place.config.logs_folder / "front0-20261123T063835-0.jsonl").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"pip install 'gateway\[plots\]'"):
+        place.run("replay", "--png", "flows.png")
+
+
+def test_replay_without_a_decision_is_told_with_its_mend(place):
+    """A log that holds none, and a folder without logs, are no empty success."""
+    place.activate(POLICY)
+    with pytest.raises(ConfigError, match="holds no log file; name one with --log FILE"):
+        place.run("replay", "--log", str(place.folder))
+    logged(place, load(place.config, place.folder), SECRET).write_text('{"time":"","event":"gateway.started"}\n')
+    with pytest.raises(ConfigError, match=r'no route.decided line; .* logs.level is "info"'):
+        place.run("replay")
