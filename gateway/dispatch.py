@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import random
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from gateway.errors import (
 )
 from gateway.health import HealthView
 from gateway.ledger import Ledger
+from gateway.patience import Patience
 from gateway.policy.decision import Decision, Option
 from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
@@ -93,66 +93,6 @@ def status_row(status: int) -> Row:
     if status < 400:
         return Row(False, True, True, "a redirect: never followed")
     return Row(False, False, False, "the request's own fault: relayed")
-
-
-class Patience:
-    """How long one attempt may take: to its first event, then each piece, and all together. One timer for all of it."""
-
-    def __init__(self, first_s: float) -> None:
-        """`first_s` is the time up to the first event, or for a whole answer."""
-        self._loop = asyncio.get_running_loop()
-        self._began = self._since = self._loop.time()
-        self._idle_s = first_s
-        self._ends_at = math.inf
-        self._said = f"no first event within {first_s:.3g} s"
-        self._waiting: asyncio.Task[Any] | None = None
-        self._late = ""
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(first_s, self._look)
-
-    def streams(self, *, idle_s: float, total_s: float) -> None:
-        """The first event has come; from now on these hold."""
-        self._idle_s, self._ends_at = idle_s, self._began + total_s
-        self._said = f"sent nothing for {idle_s:.3g} s"
-
-    def __enter__(self) -> None:
-        self._waiting = asyncio.current_task()
-        self._cancelling = self._waiting.cancelling() if self._waiting is not None else 0
-        self._since = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due(), self._look)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        waiting, self._waiting = self._waiting, None
-        if self._late and waiting is not None and waiting.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise UpstreamFailed("timeout", self._late) from None
-
-    def renew(self) -> None:
-        """Something went forward; count from now."""
-        self._since = self._loop.time()
-
-    def hurry(self, seconds: float) -> None:
-        """From now on everything may take this long in all."""
-        self._ends_at = min(self._ends_at, self._loop.time() + seconds)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._due(), self._look)
-
-    def end(self) -> None:
-        """Nobody will wait any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _due(self) -> float:
-        return min(self._since + self._idle_s, self._ends_at)
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        if self._waiting is None or now < self._due():
-            # While nobody waits (the client is slow), the upstream is not late; whoever waits next sets the timer again.
-            self._timer = None if self._waiting is None else self._loop.call_at(self._due(), self._look)
-            return
-        self._late = "took too long in all" if now >= self._ends_at else self._said
-        self._waiting.cancel()
 
 
 class Opened:
@@ -251,8 +191,11 @@ class Opened:
     async def __anext__(self) -> Piece:
         if self.first:
             return self.first.popleft()
-        with self._patience:
-            return await anext(self._pieces)
+        try:
+            with self._patience:
+                return await anext(self._pieces)
+        except TimeoutError as late:
+            raise UpstreamFailed("timeout", str(late)) from None
 
     def hurry(self) -> None:
         """The end mark has come: what follows is the end of the connection's message, or not worth waiting for."""
@@ -397,7 +340,7 @@ class Dispatch:
         probes = self._health.started(option.name)
         opened: Opened | None = None
         began = time.monotonic()
-        patience = Patience(wait_s)
+        patience = Patience(wait_s, f"no first event within {wait_s:.3g} s")
         try:
             with patience:
                 if call.upload is not None:
@@ -406,7 +349,7 @@ class Dispatch:
                 opened = Opened(option, answer, call, patience, self._health)
                 await opened.prime()
             _check_status(opened)
-        except BaseException:
+        except BaseException as error:
             patience.end()
             if probes:
                 self._health.withdrawn(option.name)
@@ -414,8 +357,11 @@ class Dispatch:
                 await finished(opened.aclose())
             else:
                 self._health.ended(option.name)
+            if isinstance(error, TimeoutError):
+                raise UpstreamFailed("timeout", str(error)) from None
             raise
-        patience.streams(idle_s=config.idle_timeout_s, total_s=config.total_timeout_s)
+        said = f"sent nothing for {config.idle_timeout_s:.3g} s"
+        patience.change(config.idle_timeout_s, said, total_s=config.total_timeout_s)
         if call.upload is None:
             self._health.began(option.name, (time.monotonic() - began) * 1000)
         return opened

@@ -29,6 +29,7 @@ from gateway.errors import (
 from gateway.facts import loggable
 from gateway.http import paths
 from gateway.ledger import Ending, Ledger
+from gateway.patience import Patience
 from gateway.pipeline import Incoming, Pipeline
 from gateway.reply import JSON, BrokenOff, Headers, Reply
 from gateway.transfers.kept import Kept
@@ -192,7 +193,8 @@ class _Exchange:
         self.body_over = asyncio.Event()
         """Set when nobody reads the body any more."""
         self._max_bytes = 0
-        self._body_timeout_s = body_timeout_s
+        said = f"No byte of the body came for {body_timeout_s:.3g} s (server.body_timeout_s)."
+        self._patience = Patience(body_timeout_s, said)
         self._send = send
         self._ledger = ledger
         self._dialect = dialect
@@ -243,16 +245,16 @@ class _Exchange:
 
     async def _next_part(self) -> bytes:
         try:
-            async with asyncio.timeout(self._body_timeout_s):
+            with self._patience:
                 message: Any = await self.receive()
-        except TimeoutError:
+        except TimeoutError as late:
             self._expects_body = False
-            said = f"No byte of the body came for {self._body_timeout_s:.3g} s (server.body_timeout_s)."
-            raise RequestTimeout(said) from None
+            raise RequestTimeout(str(late)) from None
         if message["type"] == "http.disconnect":
             raise Gone
         self._expects_body = bool(message.get("more_body", False))
         if not self._expects_body:
+            self._patience.end()
             self.body_over.set()
         part: bytes = message.get("body", b"")
         return part
@@ -294,6 +296,7 @@ class _Exchange:
             async with asyncio.timeout(DRAIN_S):
                 while self._expects_body:
                     await self._next_part()
+        self._patience.end()
         await self.end(b"")
 
 
