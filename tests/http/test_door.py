@@ -101,3 +101,18 @@ async def test_a_head_without_a_body_still_leaves(world):
     top, rest = await ask(made, body(), "1.1", app=Door(stops), connection="close")
     assert top.startswith(b"http/1.1 200")
     assert rest == b""
+
+
+async def test_a_client_that_waits_to_be_asked_is_asked(world, server):
+    """`100 Continue` is no head of an answer: it leaves at once, and the body follows it."""
+    server.scripts = [[answer(200, completion())]]
+    made, payload = world(up={"base_url": server.base_url}), body()
+    async with made.listening(Door(made.edge)) as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        top = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {made.key}\r\ncontent-type: application/json\r\n"
+        writer.write(f"{top}expect: 100-continue\r\nconnection: close\r\ncontent-length: {len(payload)}\r\n\r\n".encode())
+        async with asyncio.timeout(5):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(payload)
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
