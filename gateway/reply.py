@@ -219,7 +219,24 @@ def _whole_event(rest: bytes) -> bytes:
     return rest
 
 
-class Relayed(Reply):
+class _Live(Reply):
+    """An answer whose upstream goes on speaking."""
+
+    def __init__(self, ledger: Ledger, opened: Opened, headers: Headers, *, prompt_tokens: int, done: Ending) -> None:
+        super().__init__(ledger, status=opened.status, headers=headers, done=done, body=None)
+        self._opened = opened
+        self._prompt_tokens = prompt_tokens
+
+    @property
+    def holds(self) -> bool:
+        """See `Reply.holds`."""
+        return not self._opened.closed
+
+    async def _release(self) -> None:
+        await self._opened.aclose()
+
+
+class Relayed(_Live):
     """An upstream's stream, whole events as they come, while a tap reads a copy. Never ends cleanly when it was cut."""
 
     def __init__(
@@ -233,10 +250,8 @@ class Relayed(Reply):
         keeper: Keeper,
         done: Ending,
     ) -> None:
-        super().__init__(ledger, status=opened.status, headers=headers, done=done, body=None)
-        self._opened = opened
+        super().__init__(ledger, opened, headers, prompt_tokens=prompt_tokens, done=done)
         self._request = request
-        self._prompt_tokens = prompt_tokens
         self._keeper = keeper
         self._reader = _Reader(ledger, opened, request, keeper, strip_usage=opened.usage_added, keep_bytes=keeper.room)
 
@@ -282,14 +297,6 @@ class Relayed(Reply):
             entry = entry_of(self._opened, self._request, usage, events=tap.kept)
             keep(self._keeper, entry, self._request, reasons)
 
-    @property
-    def holds(self) -> bool:
-        """See `Reply.holds`."""
-        return not self._opened.closed
-
-    async def _release(self) -> None:
-        await self._opened.aclose()
-
     def close(self, *, gone: bool = False) -> None:
         """See `Reply.close`."""
         if self._ending in {"never_read", "cancelled"}:
@@ -297,13 +304,8 @@ class Relayed(Reply):
         super().close(gone=gone)
 
 
-class Raw(Reply):
+class Raw(_Live):
     """An upstream's bytes that nobody looks into (sound), as they come."""
-
-    def __init__(self, ledger: Ledger, opened: Opened, headers: Headers, *, prompt_tokens: int, done: Ending) -> None:
-        super().__init__(ledger, status=opened.status, headers=headers, done=done, body=None)
-        self._opened = opened
-        self._prompt_tokens = prompt_tokens
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Reply.pieces`. Raises BrokenOff when the upstream did not send it to its end."""
@@ -321,14 +323,6 @@ class Raw(Reply):
 
     def _end_with(self, error: InternalError) -> bytes:  # noqa: ARG002 - there is no place for an error in sound
         raise BrokenOff
-
-    @property
-    def holds(self) -> bool:
-        """See `Reply.holds`."""
-        return not self._opened.closed
-
-    async def _release(self) -> None:
-        await self._opened.aclose()
 
     def close(self, *, gone: bool = False) -> None:
         """See `Reply.close`."""
