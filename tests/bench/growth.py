@@ -159,10 +159,7 @@ def streams(_secs: float) -> dict[str, object]:
     """CPU of a token by the number of open streams, the tokens of all together coming as often; what a rest costs taken off."""
     names = {count: f"paced-{interval_ms(count)}-{STREAM_S * 1000 // interval_ms(count)}" for count in STREAMS}
     points, delays = [], []
-    with running(more=lambda port: "".join(PACED.format(name=name, port=port) for name in dict.fromkeys(names.values()))) as (
-        own,
-        _,
-    ):
+    with running(more=lambda port: "".join(PACED.format(name=name, port=port) for name in dict.fromkeys(names.values()))) as own:
         idle = load.cpu_us(own.pid)
         time.sleep(2)
         idle_us_per_s = (load.cpu_us(own.pid) - idle) / 2
