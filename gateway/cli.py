@@ -176,6 +176,7 @@ def _explained_now(
         headers={"x-gateway-class": class_},
         seed="explain",
         now=time.time(),
+        with_task=True,
     )
     found = replace(judged, via_chat=ways(request, NOTHING).via_chat)
     health = {}

@@ -147,7 +147,8 @@ class Pipeline:
         something else than the decision, whose refusals are part of the explanation.
         """
         generation = self._generation()
-        request, before, _, facts, _ = await self._judge(incoming, generation, ledger)
+        request, before, how, facts, _ = await self._judge(incoming, generation, ledger)
+        facts = facts_of.with_task(facts, how.judged(request))
         name = self._policy(incoming, generation)
         health = self._health_of(generation)
         pinned = before.made.upstream if before.made else None
@@ -220,6 +221,7 @@ class Pipeline:
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
+            with_task=generation.asks_task,
         )
 
     def _decide(self, incoming: Incoming, facts: Facts, before: Before, generation: Generation, ledger: Ledger) -> Decision:
@@ -363,6 +365,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], *, p
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,
         "detector": facts_of.detector(),
+        "classifier": facts_of.classifier(facts),
     }
 
 

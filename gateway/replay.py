@@ -21,7 +21,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gateway import catalog
+from gateway import catalog, tasks
 from gateway.config import CLASSES, Class
 from gateway.errors import ConfigError
 from gateway.facts import Facts, detector
@@ -61,6 +61,7 @@ class _Decided(Struct):
     limits: tuple[str, ...]
     refusal: str | None
     detector: str = ""
+    classifier: str = ""
     pinned: str | None = None
 
 
@@ -233,6 +234,8 @@ class Replayer:
                 return f"the policy asks for {asked.decode()[:-1]}, which was not logged yet"
         if line.detector != detector():
             return f"the detector has changed since ({line.detector or 'not logged'})"
+        if self._now.asks_task and line.classifier != tasks.version():
+            return "the task was not worked out then" if not line.classifier else f"the classifier has changed since ({line.classifier})"
         facts = line.facts
         if not past.same_classes:
             class_ = _class_now(facts, past.generation, self._now, floor_logged=b'"class_floor":' in raw)

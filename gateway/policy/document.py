@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from gateway.config import CLASSES, Class
 from gateway.errors import ConfigError, Problem, did_you_mean
 from gateway.facts import Facts
-from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Known, compile_fact
+from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Known, parse
 from gateway.policy.decision import CacheMode, Option
 from gateway.recognisers import KINDS
 from gateway.tomlfile import KeyPath, TomlFile
@@ -171,7 +171,6 @@ _ABSENT: Mapping[str, str] = MappingProxyType(
         "budgets": "nothing would be counted; use max_cost to cap single requests",
         "probes": "nothing would be probed; use [[test]]",
         "quality": "answers are not graded; order by cost, latency or listed",
-        "task": "the task is not recognised; use tools, images, json_mode or prompt_tokens",
         "tenant": 'answers are always kept apart by tenant; use cache = "exact"',
     }
 )
@@ -372,7 +371,7 @@ def _when_faults(file: TomlFile, known: Known) -> Iterator[Problem]:
         when = table.get("when")
         for name, value in when.items() if isinstance(when, dict) else ():
             try:
-                compile_fact(name, value, known, upper=False)
+                parse(name, value, known)
             except BadConditionError as error:
                 yield file.problem((*path, "when", name), str(error))
 

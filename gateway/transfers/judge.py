@@ -94,6 +94,7 @@ class Judge:
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
+            with_task=generation.asks_task,
         )
         if not has_files:
             return facts
