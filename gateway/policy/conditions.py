@@ -6,6 +6,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import reduce
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Literal
@@ -56,7 +57,14 @@ FIXED_WORDS: Known = MappingProxyType(
     {"endpoint": (*dict.fromkeys((*ENDPOINTS, *UPLOADS)), "batches"), "needs": CAPABILITIES, "task": tuple(TASKS)},
 )
 
-UNAVAILABLE_FACTS = ("budget_left", "quality", "language", "rollout")
+UNAVAILABLE_FACTS: Mapping[str, str] = MappingProxyType(
+    {
+        "budget_left": "nothing is counted over requests; cap single ones by a limit with max_cost",
+        "quality": "answers are not graded; ask for task, prompt_tokens or tags",
+        "language": "the language of a text is not told; let clients say it by x-gateway-tags, and ask for tags",
+        "rollout": "the change would reach every request at once; ask for tenant or key_label",
+    }
+)
 """Facts that other gateways or later versions have; refused by name, so that nobody believes them to be in force."""
 
 _COMPARISON = re.compile(r"(<=|>=|<|>)\s*(\S+)")
@@ -85,6 +93,11 @@ class Condition(Struct, frozen=True):
             any(low <= inner[0] and inner[1] <= high for low, high in self.ranges) for inner in other.ranges
         )
 
+    def touches(self, other: Condition) -> bool:
+        """Whether both accept some value."""
+        overlap = any(low <= high_ and low_ <= high for low, high in self.ranges for low_, high_ in other.ranges)
+        return overlap or not self.words.isdisjoint(other.words)
+
     def or_(self, other: Condition) -> Condition:
         """What holds where either does."""
         return Condition(self.attribute, self.many, self.words | other.words, _joined((*self.ranges, *other.ranges)))
@@ -110,7 +123,7 @@ def anything(name: str) -> Condition | None:
 def parse(name: str, value: Any, known: Known = MappingProxyType({})) -> Condition:
     """One fact of a `when`; a list holds when any of its items does. Raises BadConditionError."""
     if name in UNAVAILABLE_FACTS:
-        raise BadConditionError(f'the fact "{name}" is not available in this version; remove the condition')
+        raise BadConditionError(f'the fact "{name}" is not available in this version: {UNAVAILABLE_FACTS[name]}')
     if name not in FACTS:
         raise BadConditionError(f'unknown fact "{name}"{did_you_mean(name, FACTS)}')
     items = value if isinstance(value, list) else [value]
@@ -138,6 +151,34 @@ def _joined(ranges: Iterable[tuple[float, float]]) -> tuple[tuple[float, float],
         else:
             found.append((low, high))
     return tuple(found)
+
+
+def covering(conditions: Mapping[str, Condition], earlier: Sequence[Mapping[str, Condition]]) -> list[int]:
+    """Which of the earlier `when`s together hold wherever this one does; none where that is not certain.
+
+    Sound, not complete: found are one that covers this alone, and several that do so over the values of one fact, each with no
+    other condition that this one has not.
+    """
+    for place, before in enumerate(earlier):
+        if all(_covered(name, conditions, condition) for name, condition in before.items()):
+            return [place]
+    for name in dict.fromkeys(name for before in earlier for name in before):
+        wanted = conditions.get(name) or anything(name)
+        parts = [
+            place
+            for place, before in enumerate(earlier)
+            if name in before and all(_covered(other, conditions, before[other]) for other in before if other != name)
+        ]
+        if wanted is not None and len(parts) > 1:
+            together = reduce(Condition.or_, [earlier[place][name] for place in parts])
+            if together.covers(wanted):
+                return [place for place in parts if earlier[place][name].touches(wanted)]
+    return []
+
+
+def _covered(name: str, conditions: Mapping[str, Condition], by: Condition) -> bool:
+    own = conditions.get(name) or anything(name)
+    return own is not None and by.covers(own)
 
 
 class Matcher:
