@@ -206,6 +206,7 @@ class Generation:
         self._rows = {name: tuple(_row(option, bits) for option in options) for name, options in catalogue.models.items()}
         self._every = tuple(_row(option, bits) for option in catalogue.options())
         self.local_rows = tuple(row for row in self._every if row.option.zone == "local")
+        self._pairs: dict[str, tuple[tuple[str, str], ...]] = {}
         contexts = [row.option.context for row in self._every if row.option.context is not None]
         self.shortest_context: float = min(contexts, default=math.inf)
         """What is no longer than this, in tokens, fits every option."""
@@ -221,6 +222,16 @@ class Generation:
     def rows_for(self, model: str) -> tuple[Row, ...]:
         """As `options_for`, in the form `decide` works on."""
         return self._rows.get(model, ())
+
+    def pairs(self, model: str) -> tuple[tuple[str, str], ...]:
+        """(upstream, model) of every option that a request for this model may come to: its own and the local ones."""
+        found = self._pairs.get(model)
+        if found is None:
+            rows = dict.fromkeys((*self.rows_for(model), *self.local_rows))
+            found = tuple((row.option.upstream, row.option.model) for row in rows)
+            if model in self._rows:
+                self._pairs[model] = found
+        return found
 
     def reach(self, class_: Class) -> tuple[Option, ...]:
         """Who may ever see a request of this class: what its upstream takes, without what limits on the class alone take away."""
