@@ -132,6 +132,11 @@ class Keys:
             raise Unauthorized(f"Incorrect API key provided: {ascii(hint)[1:-1]}. Make one with: gateway keys new")
         return found[1]
 
+    def labelled(self, label: str) -> Principal | None:
+        """Who the valid key of this label belongs to."""
+        self._refresh()
+        return next((principal for _, principal in self._by_digest.values() if principal.label == label), None)
+
     def _refresh(self) -> None:
         try:
             found = os.stat(self._path)  # noqa: PTH116 - on every request; Path.stat costs a third more
@@ -164,6 +169,12 @@ def configured_keys(config: Config) -> list[StoredKey]:
     return found
 
 
+def labelled(config: Config, file: KeyFile, label: str) -> Principal | None:
+    """As `Keys.labelled`, without the secrets of the environment. Raises ConfigError when the key file is damaged."""
+    stored = [*(_stored(key, "") for key in config.keys), *file.read()]
+    return next((key.principal() for key in stored if key.label == label and key.revoked_at is None), None)
+
+
 def _stored(key: Key, value: str) -> StoredKey:
     return StoredKey(
         id=f"config:{key.label}",
@@ -175,6 +186,17 @@ def _stored(key: Key, value: str) -> StoredKey:
         policies=key.policies,
         class_floor=key.class_floor,
     )
+
+
+def as_if(found: Principal | None, base: Principal, *, label: str, tenant: str, policy: str) -> Principal:
+    """Whom a dry run decides for: the key that was `found` by a label, else `base` under that label; what is given replaces its own.
+
+    Empty: not given. `found` brings its tenant, policies and class floor.
+    """
+    principal = found or msgspec.structs.replace(base, label=label or base.label)
+    if tenant:
+        principal = msgspec.structs.replace(principal, tenant=tenant)
+    return msgspec.structs.replace(principal, policy=policy, policies=()) if policy else principal
 
 
 def bearer(headers: dict[str, str]) -> str:

@@ -147,9 +147,10 @@ class Pipeline:
         something else than the decision, whose refusals are part of the explanation.
         """
         generation = self._generation()
-        request, before, _, facts, _ = await self._judge(incoming, generation, ledger)
+        request, before, how, facts, _ = await self._judge(incoming, generation, ledger)
+        facts = facts_of.with_task(facts, how.judged(request))
         name = self._policy(incoming, generation)
-        health = self._health_of(generation)
+        health = self._health_of(generation, facts.model)
         pinned = before.made.upstream if before.made else None
         found = explain(generation, name, facts, health, pinned=pinned)
         ledger.event("route.explained", **decided(facts, found.decision, health, pinned=pinned))
@@ -220,10 +221,11 @@ class Pipeline:
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
+            with_task=generation.asks_task,
         )
 
     def _decide(self, incoming: Incoming, facts: Facts, before: Before, generation: Generation, ledger: Ledger) -> Decision:
-        health = self._health_of(generation)
+        health = self._health_of(generation, facts.model)
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if before.made is not None:
             decision = pin(decision, before.made.upstream)
@@ -244,8 +246,8 @@ class Pipeline:
             default=self._config.policies.default,
         )
 
-    def _health_of(self, generation: Generation) -> dict[str, Health]:
-        return self._health.snapshot((option.upstream, option.model) for option in generation.catalogue.options())
+    def _health_of(self, generation: Generation, model: str) -> dict[str, Health]:
+        return self._health.differing(generation.pairs(model))
 
     def _cache_key(
         self,
@@ -363,6 +365,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], *, p
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,
         "detector": facts_of.detector(),
+        "classifier": facts_of.classifier(facts),
     }
 
 
