@@ -235,7 +235,11 @@ class Replayer:
         if line.detector != detector():
             return f"the detector has changed since ({line.detector or 'not logged'})"
         if self._now.asks_task and line.classifier != tasks.version():
-            return "the task was not worked out then" if not line.classifier else f"the classifier has changed since ({line.classifier})"
+            return (
+                "the task was not worked out then"
+                if not line.classifier
+                else f"the classifier has changed since ({line.classifier})"
+            )
         facts = line.facts
         if not past.same_classes:
             class_ = _class_now(facts, past.generation, self._now, floor_logged=b'"class_floor":' in raw)

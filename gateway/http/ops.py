@@ -159,5 +159,7 @@ def _words(query: Mapping[str, str]) -> dict[str, str]:
         message = f"That is no endpoint with a JSON body{did_you_mean(name, ENDPOINTS)}; docs/endpoints.md lists them."
         raise InvalidRequest(message, param="endpoint")
     return {word: query.get(word, "") for word in DRY_RUN_WORDS}
+
+
 def _ignore(_: object) -> None:
     """A dry run has neither tokens nor a record."""

@@ -320,7 +320,9 @@ def _ordered(
     if route is not None and len(chosen) > 1:
         order = range(len(chosen))
         if route.order == "cost":
-            order = _by_score([math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts)
+            order = _by_score(
+                [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts
+            )
         elif route.order == "latency":
             times = [one.expected_ttft_ms for one in chosen]
             believed = [PRIOR_TTFT_MS * wait if time is None else time for time, wait in zip(times, waits, strict=True)]

@@ -31,9 +31,15 @@ TOPICS = (
     "the periodic table, nuclear fusion, Renaissance art, child development, chess, migration of birds, the nervous system, "
     "renewable energy, tuberculosis, the Treaty of Versailles, acids and bases, feudalism, the carbon cycle, diabetes, opera"
 ).split(", ")
-FIGURES = "Napoleon, Marie Curie, Confucius, Isaac Newton, Cleopatra, Gandhi, Aristotle, Darwin, Mozart, Lincoln, Ada Lovelace, Kant".split(", ")
-GENRES = "short story, poem, haiku, blog post, cover letter, speech, press release, product description, song, limerick, essay, newsletter, tweet, LinkedIn post, tagline, toast, wedding speech, recommendation letter, fairy tale, film script, horror story, sonnet, headline, job advert, complaint letter, apology email, thank-you note, fundraising email, opening chapter, monologue, dialogue".split(", ")
-SUBJECTS = "a lighthouse keeper, autumn in the mountains, a robot that learns to paint, our new coffee shop, a missed train, two old friends, a dragon who is afraid of fire, remote work, a used car, my late grandmother, a summer festival, our spring sale, a lost dog, the sea at night, a software release, a charity run, climate action, a difficult customer, time travel, a job as a nurse, my promotion, a family trip to Greece".split(", ")
+FIGURES = "Napoleon, Marie Curie, Confucius, Isaac Newton, Cleopatra, Gandhi, Aristotle, Darwin, Mozart, Lincoln, Ada Lovelace, Kant".split(
+    ", "
+)
+GENRES = "short story, poem, haiku, blog post, cover letter, speech, press release, product description, song, limerick, essay, newsletter, tweet, LinkedIn post, tagline, toast, wedding speech, recommendation letter, fairy tale, film script, horror story, sonnet, headline, job advert, complaint letter, apology email, thank-you note, fundraising email, opening chapter, monologue, dialogue".split(
+    ", "
+)
+SUBJECTS = "a lighthouse keeper, autumn in the mountains, a robot that learns to paint, our new coffee shop, a missed train, two old friends, a dragon who is afraid of fire, remote work, a used car, my late grandmother, a summer festival, our spring sale, a lost dog, the sea at night, a software release, a charity run, climate action, a difficult customer, time travel, a job as a nurse, my promotion, a family trip to Greece".split(
+    ", "
+)
 CODING = (
     "reverses a linked list, parses a CSV file, finds duplicates in an array, checks whether a string is a palindrome, sorts a list of "
     "dictionaries by key, downloads a page and counts its links, implements a LRU cache, validates an email address, computes the "
@@ -53,12 +59,27 @@ FIELDS = (
     "names, dates, email addresses, phone numbers, prices, locations, company names, order numbers, deadlines, product names, people, "
     "organizations, skills, ingredients, symptoms, action items, keywords, invoice numbers, addresses, amounts, job titles, URLs"
 ).split(", ")
-LABELS = ("positive, negative or neutral", "spam or not spam", "urgent or not urgent", "billing, technical, or sales", "sports, politics, business, or science", "complaint or praise")
+LABELS = (
+    "positive, negative or neutral",
+    "spam or not spam",
+    "urgent or not urgent",
+    "billing, technical, or sales",
+    "sports, politics, business, or science",
+    "complaint or praise",
+)
 
-SUBJECT_NOUNS = "The council, A group of researchers, The company, Our team, The old bridge, Several farmers, The museum, A local school, The minister, The orchestra, Two engineers, The hospital, A new study, The river, Most residents, The captain, The festival, A young chef".split(", ")
-VERBS = "announced, rejected, opened, delayed, described, repaired, visited, discovered, sold, praised, lost, expanded, cancelled, reviewed, found, moved, welcomed, closed".split(", ")
-OBJECTS = "a plan for the harbour, the annual budget, a rare species of beetle, more than forty jobs, its northern branch, a collection of letters, the results of the vote, an unusual recipe, a safer method of storage, the winter timetable, three paintings, a contract with the city, the oldest map of the region, a programme for young people".split(", ")
-ENDINGS = "after a long debate, despite heavy rain, for the first time in ten years, to everyone's surprise, without giving a reason, in early spring, according to a spokesperson, because costs had doubled, near the town hall, with help from volunteers, last Tuesday, before the season began".split(", ")
+SUBJECT_NOUNS = "The council, A group of researchers, The company, Our team, The old bridge, Several farmers, The museum, A local school, The minister, The orchestra, Two engineers, The hospital, A new study, The river, Most residents, The captain, The festival, A young chef".split(
+    ", "
+)
+VERBS = "announced, rejected, opened, delayed, described, repaired, visited, discovered, sold, praised, lost, expanded, cancelled, reviewed, found, moved, welcomed, closed".split(
+    ", "
+)
+OBJECTS = "a plan for the harbour, the annual budget, a rare species of beetle, more than forty jobs, its northern branch, a collection of letters, the results of the vote, an unusual recipe, a safer method of storage, the winter timetable, three paintings, a contract with the city, the oldest map of the region, a programme for young people".split(
+    ", "
+)
+ENDINGS = "after a long debate, despite heavy rain, for the first time in ten years, to everyone's surprise, without giving a reason, in early spring, according to a spokesperson, because costs had doubled, near the town hall, with help from volunteers, last Tuesday, before the season began".split(
+    ", "
+)
 FOREIGN = (
     "Der Zug nach Hamburg hat heute leider dreißig Minuten Verspätung.", "Bitte schicken Sie mir die Rechnung bis Freitag.", "Wir haben das Haus am See verkauft.",
     "Le musée est fermé le lundi et les jours fériés.", "Je voudrais réserver une table pour deux personnes ce soir.", "Nous avons bien reçu votre commande.",
@@ -84,7 +105,9 @@ def _documentation() -> list[str]:
     from pydoc_data import topics  # noqa: PLC0415 -- a large module of text
 
     pages = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[2] / "docs").glob("*.md"))]
-    found = re.findall(r"(?<=[.!?] )[A-Z][a-z][^.|`\n<>*_]{30,160}[.!?]", " ".join([*topics.topics.values(), *pages]).replace("\n", " "))
+    found = re.findall(
+        r"(?<=[.!?] )[A-Z][a-z][^.|`\n<>*_]{30,160}[.!?]", " ".join([*topics.topics.values(), *pages]).replace("\n", " ")
+    )
     return sorted({re.sub(r"\s+", " ", one) for one in found})
 
 
@@ -96,7 +119,9 @@ def passage(rng: Rng, sentences: int = 0) -> str:
         return " ".join(rng.choice(Passages.extra) for _ in range(count))
     if kind < 0.7:
         return " ".join(rng.choice(_documentation()) for _ in range(count))
-    return " ".join(f"{rng.choice(SUBJECT_NOUNS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(ENDINGS)}." for _ in range(count))
+    return " ".join(
+        f"{rng.choice(SUBJECT_NOUNS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(ENDINGS)}." for _ in range(count)
+    )
 
 
 def functions(of: Callable[[str], bool]) -> list[str]:
@@ -113,7 +138,9 @@ def functions(of: Callable[[str], bool]) -> list[str]:
 
 def other_code(rng: Rng) -> str:
     """A few lines of another language."""
-    a, b, c = (rng.choice(("user", "order", "item", "total", "count", "index", "node", "value", "customer", "price")) for _ in range(3))
+    a, b, c = (
+        rng.choice(("user", "order", "item", "total", "count", "index", "node", "value", "customer", "price")) for _ in range(3)
+    )
     n = rng.randrange(100)
     return rng.choice(
         (
@@ -127,7 +154,7 @@ def other_code(rng: Rng) -> str:
             f"func {a}({b} []int) int {{\n\t{c} := 0\n\tfor _, v := range {b} {{ {c} += v }}\n\treturn {c}\n}}",
             f".{a} {{ display: flex; margin: {n}px; color: #fff; }}",
             f"<?php\n${a} = $_GET['{b}'];\necho htmlspecialchars(${a});",
-            f"{a}:\n  image: {b}:latest\n  ports:\n    - \"{n}:80\"\n  environment:\n    - {c.upper()}=1",
+            f'{a}:\n  image: {b}:latest\n  ports:\n    - "{n}:80"\n  environment:\n    - {c.upper()}=1',
         )
     )
 
@@ -182,7 +209,22 @@ def math(rng: Rng) -> str:
 def translation(rng: Rng) -> str:
     language, second = rng.sample(LANGUAGES, 2)
     text = rng.choice(FOREIGN) if rng.random() < 0.4 else passage(rng, rng.choice((1, 1, 2, 4)))
-    short = rng.choice(("good morning", "thank you very much", "where is the bathroom", "I love you", "the bill, please", "see you tomorrow", "how much is it", "cheese", "dog", "happy birthday", "I am lost", "excuse me"))
+    short = rng.choice(
+        (
+            "good morning",
+            "thank you very much",
+            "where is the bathroom",
+            "I love you",
+            "the bill, please",
+            "see you tomorrow",
+            "how much is it",
+            "cheese",
+            "dog",
+            "happy birthday",
+            "I am lost",
+            "excuse me",
+        )
+    )
     return rng.choice(
         (
             f"Translate to {language}: {text}", f"Translate the following text into {language}:\n\n{text}", f"Please translate this into {language}.\n{text}", f"{text}\n\nTranslate this to {language}.", f"{text}\n\n-> {language}", f"translate \"{text}\" from {second} to {language}",
@@ -202,7 +244,27 @@ def summary(rng: Rng) -> str:
     text = passage(rng, rng.choice((4, 6, 9, 14, 20)))
     if rng.random() < 0.2:
         text = "\n".join(f"{rng.choice(PEOPLE)}: {passage(rng, 1)}" for _ in range(8))
-    n, kind = rng.randrange(1, 9), rng.choice(("article", "text", "email", "report", "meeting transcript", "paper", "chapter", "conversation", "thread", "document", "review", "story", "passage", "notes"))
+    n, kind = (
+        rng.randrange(1, 9),
+        rng.choice(
+            (
+                "article",
+                "text",
+                "email",
+                "report",
+                "meeting transcript",
+                "paper",
+                "chapter",
+                "conversation",
+                "thread",
+                "document",
+                "review",
+                "story",
+                "passage",
+                "notes",
+            )
+        ),
+    )
     return rng.choice(
         (
             f"Summarize the following {kind}:\n\n{text}", f"Summarise this in {n} sentences.\n{text}", f"{text}\n\nTL;DR", f"tl;dr: {text}", f"Give me the key points of this {kind}:\n{text}", f"{text}\n\nSummarize the above {kind} in {n} bullet points.", f"What are the main takeaways?\n\n{text}", f"Condense this {kind} to {n * 20} words: {text}",
@@ -303,11 +365,21 @@ BARE = {
 """What stands alone in a message when the system prompt says what to do with it."""
 
 
-def prompts(per_task: int, *, seed: int = 5, code_from: Callable[[str], bool] = lambda stem: True) -> Iterator[tuple[str, str, str]]:
+def prompts(
+    per_task: int, *, seed: int = 5, code_from: Callable[[str], bool] = lambda stem: True
+) -> Iterator[tuple[str, str, str]]:
     """(task, text, system prompt); as many of each task, in a fixed order for a seed and a Python version."""
     rng = random.Random(seed)
     snippets = functions(code_from)
-    makers = {"math": math, "translation": translation, "summary": summary, "extraction": extraction, "writing": writing, "question": question, "chat": chat}
+    makers = {
+        "math": math,
+        "translation": translation,
+        "summary": summary,
+        "extraction": extraction,
+        "writing": writing,
+        "question": question,
+        "chat": chat,
+    }
     for _ in range(per_task):
         for task in SYSTEMS:
             text = code(rng, snippets) if task == "code" else makers[task](rng)
@@ -320,7 +392,10 @@ def prompts(per_task: int, *, seed: int = 5, code_from: Callable[[str], bool] = 
 def polite(rng: Rng, text: str) -> str:
     """As people write: with a greeting, in lower case, without a full stop."""
     if rng.random() < 0.12:
-        text = rng.choice(("Hi! ", "Hello, ", "Please ", "Hey, ", "Can you help? ", "Quick question: ", "I have a task for you. ")) + text
+        text = (
+            rng.choice(("Hi! ", "Hello, ", "Please ", "Hey, ", "Can you help? ", "Quick question: ", "I have a task for you. "))
+            + text
+        )
     if rng.random() < 0.15:
         text = text.lower()
     return text.rstrip(".?") if rng.random() < 0.2 else text

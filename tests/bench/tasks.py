@@ -36,10 +36,32 @@ CUE_FACTOR = 4.0
 MARGIN = 0.1
 """In units of the log odds of the fitted vectors: below it the answer is `other`."""
 
-MATH_SUBJECTS = {"elementary_mathematics", "high_school_mathematics", "abstract_algebra", "college_mathematics", "high_school_statistics"}
-MT_TASKS = {"writing": "writing", "roleplay": "chat", "math": "math", "coding": "code", "extraction": "extraction", "stem": "question", "humanities": "question"}
+MATH_SUBJECTS = {
+    "elementary_mathematics",
+    "high_school_mathematics",
+    "abstract_algebra",
+    "college_mathematics",
+    "high_school_statistics",
+}
+MT_TASKS = {
+    "writing": "writing",
+    "roleplay": "chat",
+    "math": "math",
+    "coding": "code",
+    "extraction": "extraction",
+    "stem": "question",
+    "humanities": "question",
+}
 """MT-bench's categories; its `reasoning` has no counterpart and is left out."""
-CLINC_TASKS = {"translate": "translation", "definition": "question", "fun_fact": "question", "spelling": "question", "nutrition_info": "question", "distance": "question", "measurement_conversion": "math"}
+CLINC_TASKS = {
+    "translate": "translation",
+    "definition": "question",
+    "fun_fact": "question",
+    "spelling": "question",
+    "nutrition_info": "question",
+    "distance": "question",
+    "measurement_conversion": "math",
+}
 """Intents that are not plain requests to an assistant (`chat`)."""
 
 
@@ -165,13 +187,22 @@ def confusion(found: list[tuple[str, str, str]]) -> None:
         row = [counts[meant, guessed] for guessed in names]
         said = sum(counts[one, meant] for one in names)
         right = counts[meant, meant]
-        print(f"{meant:<12}" + "".join(f"{count:>8}" for count in row) + f"  {interval(right, sum(row)):<22}  {interval(right, said)}")
+        print(
+            f"{meant:<12}"
+            + "".join(f"{count:>8}" for count in row)
+            + f"  {interval(right, sum(row)):<22}  {interval(right, said)}"
+        )
 
 
 def times() -> None:
     """CPU of one call by size, least of many."""
     rng = random.Random(1)
-    sizes = {"a question of 40 characters": "why is the sky blue in the early evening", "a prompt of 300": task_texts.passage(rng, 4)[:300], "of 1,000 and more": task_texts.passage(rng, 60), "of 1,000 in Chinese": "会议推迟到下周一上午十点。" * 100}
+    sizes = {
+        "a question of 40 characters": "why is the sky blue in the early evening",
+        "a prompt of 300": task_texts.passage(rng, 4)[:300],
+        "of 1,000 and more": task_texts.passage(rng, 60),
+        "of 1,000 in Chinese": "会议推迟到下周一上午十点。" * 100,
+    }
     for name, text in sizes.items():
         data = {"messages": [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]}
         took = min(timeit.repeat(lambda data=data: tasks.task_of(data), number=50, repeat=40)) / 50
