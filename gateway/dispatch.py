@@ -221,7 +221,7 @@ class Opened:
         self._patience.end()
         try:
             await self._answer.aclose()
-            if isinstance(self._pieces, AsyncGenerator):
+            if self._pieces is not self._answer and isinstance(self._pieces, AsyncGenerator):
                 # One that another task is still reading ends there: its source has just been closed.
                 with suppress(RuntimeError):
                     await self._pieces.aclose()
@@ -265,7 +265,7 @@ class Dispatch:
         """The first candidate's answer that begins well. Raises the ApiError of the last failure when none does."""
         allowed = {chosen.option.name for chosen in decision.candidates}
         deadline = time.monotonic() + decision.deadline_ms / 1000 if decision.deadline_ms else None
-        last: ApiError = Unavailable("No upstream could be tried.", should_retry=False)
+        last: ApiError | None = None
         for chosen in decision.candidates:
             option = chosen.option
             for attempt in range(1 + self._configs[option.upstream].retries):
@@ -306,7 +306,7 @@ class Dispatch:
             if deadline is not None and time.monotonic() >= deadline:
                 break
         try:
-            raise last
+            raise last or Unavailable("No upstream could be tried.", should_retry=False)
         finally:
             # Else its traceback and this frame would hold each other, and the request's body, until a full collection.
             del last

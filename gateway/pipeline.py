@@ -225,12 +225,12 @@ class Pipeline:
         principal = incoming.principal
         return facts_of.judge(
             request,
-            query=unquote_plus(incoming.forwarded_query),
+            query=unquote_plus(query) if (query := incoming.forwarded_query) else "",
             classes=generation.classes,
             max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,
-            class_floor=max(principal.class_floor, before.class_, key=CLASSES.index),
+            class_floor=_higher(principal.class_floor, before.class_),
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
@@ -271,7 +271,8 @@ class Pipeline:
         generation: Generation,
     ) -> tuple[Scope | None, Mode, set[str]]:
         """Where this answer stands in the cache, how far the policy of now lets the cache answer, and what the client asked."""
-        control = {part.strip().lower() for part in incoming.headers.get("cache-control", "").split(",")}
+        asked_for = incoming.headers.get("cache-control")
+        control = {part.strip().lower() for part in asked_for.split(",")} if asked_for else set()
         forbidden = decision.refusal is not None and decision.refusal.kind != "unavailable"
         asked = first.chat if first is not None and request.endpoint == "responses" else request
         kept = dialects.of(asked.endpoint).converts and self._config.cache.enabled and decision.cache != "off"
@@ -330,6 +331,10 @@ async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs:
     if size_bytes <= LOOP_BODY_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _higher(one: Class, other: Class) -> Class:
+    return one if one == other else max(one, other, key=CLASSES.index)
 
 
 def _reasons(why: str) -> list[tuple[str, str]]:
