@@ -42,7 +42,7 @@ PROCESSES = {"app": "front", "cache.worker": "cache", "local.worker": "model", "
 
 OWNERS = {
     "litestar": {"app", "http.*"},
-    "uvicorn": {"app", "http.door"},
+    "uvicorn": {"app", "http.door", "http.lane"},
     "uvloop": {"app", "bench.upstream"},
     "httpx": {"upstreams.openai", "cli"},  # the command line asks the running gateway one question
     "redis": {"cache.redis", "responses.redis"},
