@@ -506,7 +506,7 @@ class LogWriter:
         return None if b"gw-" in line or b"sk-" in line else msgspec.Raw(line)
 
     def _unencodable(self, item: Any, error: Exception) -> dict[str, Any]:
-        of = item.get("event", "event") if isinstance(item, Mapping) else type(item).__name__
+        of = item.get("event", "event") if isinstance(item, Mapping) else getattr(item, "name", type(item).__name__)
         return {
             "time": self._clock(time.time_ns()),
             "event": "log.unencodable",
