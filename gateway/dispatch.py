@@ -36,6 +36,7 @@ from gateway.health import HealthView
 from gateway.ledger import Ledger
 from gateway.patience import Patience
 from gateway.policy.decision import Decision, Option
+from gateway.restore import Restored
 from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -277,6 +278,8 @@ class Dispatch:
                 spent = False
                 try:
                     call = await prepare(option)
+                    if decision.redact and option.zone != "local" and call.vault is None:
+                        raise AssertionError("a request that was to be masked was not")
                     try:
                         opened = await self._attempt(option, call, deadline)
                     finally:
@@ -346,6 +349,8 @@ class Dispatch:
                 if call.upload is not None:
                     call = replace(call, upload=_Watched(call.upload, patience))
                 answer = await self._upstreams[option.upstream].send(call)
+                if call.vault:
+                    answer = Restored(answer, call, call.vault)
                 opened = Opened(option, answer, call, patience, self._health)
                 await opened.prime()
             _check_status(opened)

@@ -90,6 +90,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "upstream.failed": Event(
             "one attempt at one upstream failed", fields=("request_id", "upstream", "kind"), level="warning"
         ),
+        "redaction.failed": Event(
+            "a request was to be masked for an upstream and could not be, so nothing was sent to it",
+            fields=("request_id", "upstream", "reason"),
+            level="warning",
+        ),
         "request.crashed": Event("a fault of the gateway's own", fields=("request_id", "fault", "place"), level="error"),
         "response.unstored": Event(
             "a response could not be stored, and its client was told so", fields=("request_id", "reason"), level="warning"

@@ -22,6 +22,7 @@ from gateway.http.inference import Edge
 from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
 from gateway.policy.generation import Catalogue, Generation
+from gateway.redact import Redactor
 from gateway.responses.seal import Seal
 from gateway.responses.serve import Responses
 from gateway.responses.store import ResponseStore
@@ -64,6 +65,7 @@ class World:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
+            redactor=Redactor(folder / "redaction.key"),
         )
         self.key_file = KeyFile(folder / "keys.json")
         self.keys = Keys(self.key_file, ())

@@ -14,6 +14,7 @@ from gateway.errors import Conflict, Forbidden, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, Generation, Limit, Policy, Route, Row
+from gateway.privacy import UNSCANNABLE
 
 USUAL_OUTPUT_TOKENS = 512
 """Answer length that the expected cost reckons with when the client set no lower bound."""
@@ -30,6 +31,15 @@ _CACHE_RANK: Mapping[str, int] = MappingProxyType({"off": 0, "exact": 1, "semant
 _MOST_CACHED_RANK = RANK["internal"]
 _MOST_STORED_RANK = RANK["internal"]
 _PERSONAL_RANK = RANK["confidential"]
+_UNSCANNED_RANK = RANK["restricted"]
+"""What could not be scanned is of this class, with nothing found."""
+_MASKABLE = frozenset(
+    {
+        "chat/completions", "completions", "messages", "messages/count_tokens",
+        "responses", "responses/compact", "responses/input_tokens",
+    }
+)  # fmt: skip
+"""Endpoints whose bodies are text that can be masked, and whose answers can be restored."""
 
 
 def decide(generation: Generation, policy_name: str, facts: Facts, health: HealthOf) -> Decision:
@@ -41,7 +51,9 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     limits = tuple([limit for limit in generation.limits if limit.holds is None or limit.holds(facts)])
     found = _permitted(generation, facts, limits)
     removed = list(found.removed)
-    allowed = _affordable(found.rows, found.cap, facts, removed) if found.cap else found.rows
+    redact = found.redact is not None and _needs_masks(facts)
+    permitted = _maskable(found.rows, found.redact, facts, removed) if redact and found.redact else found.rows
+    allowed = _affordable(permitted, found.cap, facts, removed) if found.cap else permitted
     route = _route(policy, facts)
     wanted = _wanted(allowed, route, removed)
     ready = _ready(wanted, health, removed)
@@ -59,8 +71,9 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
         rule=route.name if route else "",
         candidates=candidates,
         removed=tuple(removed),
-        cache=found.cache if wanted else "off",
+        cache=found.cache if wanted and not redact else "off",
         log_text=found.log_text,
+        redact=redact,
         deadline_ms=_deadline_ms(route, facts),
         limits=found.limits,
         refusal=refusal,
@@ -78,6 +91,8 @@ class _Permitted(Struct, frozen=True):
     """Bits of the options of the named model."""
     cap: Limit | None
     """The lowest cap on costs."""
+    redact: Limit | None
+    """The first that masks what leaves."""
     cache: CacheMode
     log_text: bool
     limits: tuple[str, ...]
@@ -116,6 +131,7 @@ def _work_out(generation: Generation, facts: Facts, limits: tuple[Limit, ...]) -
         cleared=tuple(cleared),
         own=own,
         cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
+        redact=next((limit for limit in limits if limit.redacts), None),
         cache=_cache(limits, facts),
         log_text=_log_text(generation, limits, facts),
         limits=tuple(limit.name for limit in limits),
@@ -219,7 +235,10 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
 
 def _allowed(rows: Sequence[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> Sequence[Row]:
     """What every limit leaves, a cap on costs too."""
-    left = _permitted_rows(rows, limits, removed)
+    left: Sequence[Row] = _permitted_rows(rows, limits, removed)
+    redact = next((limit for limit in limits if limit.redacts), None)
+    if redact and _needs_masks(facts):
+        left = _maskable(left, redact, facts, removed)
     cap = min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None)
     return _affordable(left, cap, facts, removed) if cap else left
 
@@ -234,6 +253,38 @@ def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[
             left ^= taken
             removed += [limit.removes[row.name] for row in rows if row.bit & taken]
     return [row for row in rows if row.bit & left]
+
+
+def _needs_masks(facts: Facts) -> bool:
+    """Whether there is anything to mask; what could not be scanned may hold anything."""
+    return bool(facts.found) or RANK[facts.class_] >= _UNSCANNED_RANK
+
+
+def _maskable(rows: Iterable[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
+    """The local options, and those others for which the request can be masked and the answer restored."""
+    found = []
+    for row in rows:
+        why = "" if row.option.zone == "local" else _unmaskable(row, facts)
+        if why:
+            removed.append(Removed(option=row.name, by="redact", reason=f"{limit.cause}: {why}"))
+        else:
+            found.append(row)
+    return found
+
+
+def _unmaskable(row: Row, facts: Facts) -> str:
+    """Why this option cannot get a masked request; empty: as far as the facts tell, it can."""
+    if facts.endpoint not in _MASKABLE:
+        return f"{facts.endpoint} cannot be masked"
+    if UNSCANNABLE in facts.found:
+        return "files and images cannot be masked"
+    if "logprobs" in facts.needs:
+        return "log probabilities would be those of the masked text; leave out logprobs"
+    if facts.stores and _speaks(row, facts):
+        return f"{row.option.upstream} would store a masked answer, which nobody could restore; send store: false"
+    if facts.endpoint == "responses/compact" and _speaks(row, facts):
+        return f"{row.option.upstream} would seal a masked summary, which nobody could restore"
+    return ""
 
 
 def _cap(limit: Limit) -> float:
@@ -369,6 +420,7 @@ def _refusal(
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
             cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
         return Refusal(
@@ -393,6 +445,15 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
 def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
     return [limit.name for limit in limits if len(_allowed(rows, [limit], facts, [])) < len(rows)]
+
+
+def _unmasked_text(limits: Iterable[Limit], rows: Iterable[Row], facts: Facts) -> str:
+    """Why masks did not help, where a limit asks for them: the mend may be in the request."""
+    if not _needs_masks(facts) or not any(limit.redacts for limit in limits):
+        return ""
+    causes = [_unmaskable(row, facts) for row in rows if row.option.zone != "local"]
+    told = "; ".join(dict.fromkeys(filter(None, causes)))
+    return f" ({told})" if told else ""
 
 
 def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
@@ -421,7 +482,7 @@ def pin(decision: Decision, upstream: str, *, what: str = "the previous response
     if "down" in causes:
         said = f'"{upstream}" keeps {what} and is not available.'
         return replace(decision, candidates=(), refusal=Refusal(kind="unavailable", message=said, should_retry=True))
-    if causes & {"class", "store", "limit", "cost", "route"}:
+    if causes & {"class", "store", "limit", "cost", "redact", "route"}:
         said = f'The policy does not allow this request to go to "{upstream}", which keeps {what}.'
         return replace(decision, candidates=(), refusal=Refusal(kind="forbidden", message=said))
     said = f'"{upstream}" keeps {what} and does not serve this model; name the model that made it.'

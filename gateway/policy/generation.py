@@ -114,6 +114,8 @@ class Limit(Struct, frozen=True, kw_only=True):
     max_cost: float | None
     cache: CacheMode | None
     hides_text: bool
+    redacts: bool
+    """Whether it masks what leaves to a zone other than `local`."""
     bit: int
     """One of its own among all limits."""
     whole_classes: tuple[Class, ...]
@@ -356,6 +358,7 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 max_cost=block.max_cost,
                 cache=block.cache,
                 hides_text=block.log is not None,
+                redacts=block.redact is not None,
                 bit=next(own_bits),
                 whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
             )
@@ -482,6 +485,8 @@ def _notes(documents: Iterable[Document], catalogue: Catalogue, limits: Iterable
         for option in options:
             if limit.max_cost is not None and option.name not in limit.removes and _price_missing(option):
                 yield Problem(limit.place, f'{option.name} has no price, so it is never eligible under the limit "{limit.name}"')
+        if limit.redacts and all(option.zone == "local" or option.name in limit.removes for option in options):
+            yield Problem(limit.place, f'the limit "{limit.name}" masks nothing: it leaves no upstream outside zone "local"')
     for document in documents:
         for index, block in enumerate(document.shape.limit):
             for key, target in (("only", block.only), ("never", block.never)):
