@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 Path = tuple[str | int, ...]
 """The keys and positions that lead to a value; to a key of an object, with the key itself at the end."""
 
-Edit = Callable[[Path, str, bool], str]
-"""Takes where a string stands, the string, and whether it is a key; gives what is to stand there. Called in document order."""
-
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],]', re.DOTALL)
-_QUOTE, _COMMA, _OPEN = ord('"'), ord(","), frozenset(b"{[")
+_QUOTE, _COMMA, _BRACE, _OPEN = *b'",{', frozenset(b"{[")
 _decode = json.JSONDecoder(strict=False).decode
 
 
-def edited(document: bytes, edit: Edit) -> bytes:
-    """The document with every string as `edit` gives it. The document is valid JSON; a string that stays keeps its bytes."""
-    out: list[bytes] = []
-    done = 0
+class Literal(NamedTuple):
+    """One string of a document."""
+
+    start: int
+    end: int
+    """Of its bytes, quotes included."""
+    path: Path
+    text: str
+    is_key: bool
+
+
+def strings(document: bytes) -> Iterator[Literal]:
+    """Every string of a valid JSON document, in its order."""
     way: list[str | int] = []
     key_next: list[bool | None] = []
     """By open container: None for an array, else whether the next string is a key."""
     for token in _TOKEN.finditer(document):
-        first = document[token.start()]
+        start, end = token.span()
+        first = document[start]
         if first == _QUOTE:
-            raw = token[0]
-            text = _text_of(raw)
-            is_key = bool(key_next and key_next[-1])
-            if is_key:
+            text = _text_of(document[start:end])
+            if key_next and key_next[-1]:
                 way[-1], key_next[-1] = text, False
-            new = edit(tuple(way), text, is_key)
-            if new != text:
-                out += (document[done : token.start()], _literal(new, ascii_only=raw.isascii()))
-                done = token.end()
+                yield Literal(start, end, tuple(way), text, True)
+            else:
+                yield Literal(start, end, tuple(way), text, False)
         elif first == _COMMA:
             if key_next[-1] is None:
                 way[-1] = int(way[-1]) + 1
@@ -43,11 +48,27 @@ def edited(document: bytes, edit: Edit) -> bytes:
                 key_next[-1] = True
         elif first in _OPEN:
             way.append(0)
-            key_next.append(True if first == ord("{") else None)
+            key_next.append(True if first == _BRACE else None)
         else:
             way.pop()
             key_next.pop()
+
+
+def replaced(document: bytes, changes: Iterable[tuple[Literal, str]]) -> bytes:
+    """The document with other texts in some of its strings, which are given in its order."""
+    out: list[bytes] = []
+    done = 0
+    for literal, text in changes:
+        if text != literal.text:
+            raw = document[literal.start : literal.end]
+            out += (document[done : literal.start], _literal(text, ascii_only=raw.isascii()))
+            done = literal.end
     return b"".join((*out, document[done:])) if done else document
+
+
+def edited(document: bytes, edit: Callable[[Literal], str]) -> bytes:
+    """The document with every string as `edit` gives it, which is called in its order. A string that stays keeps its bytes."""
+    return replaced(document, [(literal, edit(literal)) for literal in strings(document)])
 
 
 def _text_of(raw: bytes) -> str:

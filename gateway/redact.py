@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,20 +172,25 @@ class Redactor:
         data = json.loads(body)
         _check_shape(data)
         vault = Vault(self._nonce(data, tenant), json_answer=_wants_json(data))
-        spans = _spans(body, vault, detector, max_chars)
-        for _, text, found in sorted((place for place in spans if place.found), key=lambda place: place.rank):
-            for kind, start, end in found:
-                vault.hide(kind, text[start:end])
+        nodes: list[_Node] = []
+        strings: list[tuple[int, str]] = []
+        _gather(body, nodes, strings)
+        found = _located(strings, vault, detector, max_chars)
+        # Numbered before anything is masked: what stays over all turns first, then the conversation, then the rest.
+        for index in sorted((index for index, spans in enumerate(found) if spans), key=lambda index: strings[index][0]):
+            for kind, start, end in found[index]:
+                vault.hide(kind, strings[index][1][start:end])
         if not vault:
             _check_rest(data, max_chars, detector)
             return Masked(body, vault)
-        masked = _edit(body, spans, vault)
-        after = _decoded(masked)
+        texts = [_masked(text, spans, vault) if spans else text for (_, text), spans in zip(strings, found, strict=True)]
+        masked = _replaced(body, nodes, texts)
+        after = json.loads(masked)
+        _check_arguments(after)
         _check_rest(after, max_chars, detector)
-        restored = _walk(masked, lambda _, text, __: vault.restore(text))
-        vault.altered = 0
-        if _meaning(json.loads(restored)) != _meaning(data):
+        if _meaning(after, vault) != _meaning(data):
             raise Unmaskable("the way back would not be exact")
+        vault.altered = 0
         return Masked(masked, vault)
 
     def _nonce(self, data: dict[str, Any], tenant: str) -> str:
@@ -237,43 +242,81 @@ def _words(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-class _Place(NamedTuple):
-    """One string of a body."""
+class _Node(NamedTuple):
+    """One string of a document: text, or a document itself."""
 
-    rank: int
-    """Order in which values are numbered: what stays over all turns, the conversation, the rest."""
-    text: str
-    found: tuple[tuple[str, int, int], ...]
-    """Kind, start and end of what is masked in it."""
+    literal: literals.Literal
+    place: int
+    """Among all texts of the body; -1: it stays, or is a document."""
+    inner: list[_Node] | None = None
 
 
-def _spans(body: bytes, vault: Vault, detector: privacy.Detector, max_chars: int) -> list[_Place]:
-    """Every string of the body in document order, with what is found in it. Searched as one text, as `privacy.scan` does."""
-    strings: list[tuple[int, str]] = []
+def _gather(
+    document: bytes, nodes: list[_Node], strings: list[tuple[int, str]], *, rank: int | None = None, depth: int = 0
+) -> None:
+    """The strings of a document as nodes, and all texts in their order, each with its rank; also those of JSON inside a string.
 
-    def gather(path: literals.Path, text: str, is_key: bool) -> str:  # noqa: FBT001 -- the shape of literals.Edit
-        strings.append((_rank(path), "" if _stays(path, is_key=is_key) else text))
-        return text
+    The rank follows from the top key of the body.
+    """
+    for literal in literals.strings(document):
+        own = _rank(literal.path) if rank is None else rank
+        if not literal.is_key and depth < _MAX_NESTED and _is_document(literal.text):
+            inner: list[_Node] = []
+            _gather(literal.text.encode("utf-8", "surrogatepass"), inner, strings, rank=own, depth=depth + 1)
+            nodes.append(_Node(literal, -1, inner))
+        elif depth == 0 and literal.path == ("model",) and not literal.is_key:
+            # The model's name is ours, and not the client's text.
+            nodes.append(_Node(literal, -1))
+        else:
+            nodes.append(_Node(literal, len(strings)))
+            strings.append((own, literal.text))
 
-    _walk(body, gather)
-    whole = SEPARATOR.join(text for _, text in strings)
+
+def _replaced(document: bytes, nodes: Iterable[_Node], texts: Sequence[str]) -> bytes:
+    """The document with other texts."""
+    changes = []
+    for literal, place, inner in nodes:
+        if inner is not None:
+            made = _replaced(literal.text.encode("utf-8", "surrogatepass"), inner, texts)
+            changes.append((literal, made.decode("utf-8", "surrogatepass")))
+        elif place >= 0:
+            changes.append((literal, texts[place]))
+    return literals.replaced(document, changes)
+
+
+def _located(
+    strings: Sequence[tuple[int, str]], vault: Vault, detector: privacy.Detector, max_chars: int
+) -> list[Sequence[tuple[str, int, int]]]:
+    """By text: kind, start and end of what is to be masked. Searched as one text, as `privacy.scan` does."""
+    whole = SEPARATOR.join([text for _, text in strings])
     if len(whole) > max_chars:
         raise Unmaskable(f"it is longer than the {max_chars} characters that are scanned")
     findings = iter([*detector.locate(whole), None])
     finding = next(findings)
-    places, begin = [], 0
-    for rank, text in strings:
+    located: list[Sequence[tuple[str, int, int]]] = []
+    begin = 0
+    for _, text in strings:
         end = begin + len(text)
-        found = []
+        spans = []
         while finding is not None and finding.start < end:
             if finding.start < begin or finding.end > end:
                 raise Unmaskable("something in it reaches over more than one string")
-            found.append((finding.kind, finding.start - begin, finding.end - begin))
+            spans.append((finding.kind, finding.start - begin, finding.end - begin))
             finding = next(findings)
-        found += [(_LOOKALIKE, *match.span()) for match in vault.whole.finditer(text)] if vault.nonce in text else []
-        places.append(_Place(rank, text, _joined(found)))
+        if vault.nonce in text:
+            spans += [(_LOOKALIKE, *match.span()) for match in vault.whole.finditer(text)]
+        located.append(_joined(spans) if spans else ())
         begin = end + len(SEPARATOR)
-    return places
+    return located
+
+
+def _masked(text: str, spans: Iterable[tuple[str, int, int]], vault: Vault) -> str:
+    out: list[str] = []
+    done = 0
+    for kind, start, end in spans:
+        out += (text[done:start], vault.hide(kind, text[start:end]))
+        done = end
+    return "".join((*out, text[done:]))
 
 
 def _joined(found: Sequence[tuple[str, int, int]]) -> tuple[tuple[str, int, int], ...]:
@@ -290,39 +333,6 @@ def _joined(found: Sequence[tuple[str, int, int]]) -> tuple[tuple[str, int, int]
 def _rank(path: literals.Path) -> int:
     top = path[0] if path else ""
     return 0 if top in _HEAD else 1 if top in _MAIN else 2
-
-
-def _stays(path: literals.Path, *, is_key: bool) -> bool:
-    """The model's name is ours, and not the client's text."""
-    return path == ("model",) and not is_key
-
-
-def _edit(body: bytes, places: Sequence[_Place], vault: Vault) -> bytes:
-    """The body with its values masked."""
-    left = iter(places)
-
-    def mask(path: literals.Path, text: str, is_key: bool) -> str:  # noqa: ARG001, FBT001 -- the shape of literals.Edit
-        out: list[str] = []
-        done = 0
-        for kind, start, end in next(left).found:
-            out += (text[done:start], vault.hide(kind, text[start:end]))
-            done = end
-        return "".join((*out, text[done:])) if done else text
-
-    return _walk(body, mask)
-
-
-def _walk(document: bytes, edit: literals.Edit, depth: int = 0) -> bytes:
-    """As `literals.edited`, also into strings that are JSON: calls of tools, and what tools gave."""
-
-    def enter(path: literals.Path, text: str, is_key: bool) -> str:  # noqa: FBT001 -- the shape of literals.Edit
-        if is_key or depth == _MAX_NESTED or not _is_document(text):
-            return edit(path, text, is_key)
-        inner = text.encode("utf-8", "surrogatepass")
-        made = _walk(inner, lambda inside, words, key: edit(path + inside, words, key), depth + 1)
-        return made.decode("utf-8", "surrogatepass") if made is not inner else text
-
-    return literals.edited(document, enter)
 
 
 def _is_document(text: str) -> bool:
@@ -343,14 +353,8 @@ def _long_numbers(value: Any) -> Iterator[bool]:
         yield True
 
 
-def _decoded(masked: bytes) -> dict[str, Any]:
-    """The masked body again. Raises Unmaskable where a call's arguments are no longer the JSON that they were."""
-    after: dict[str, Any] = json.loads(masked)
-    _check_arguments(after)
-    return after
-
-
 def _check_arguments(value: Any) -> None:
+    """Raise Unmaskable where a call's arguments are no longer the JSON that they were."""
     if isinstance(value, list):
         for item in value:
             _check_arguments(item)
@@ -376,10 +380,12 @@ def _check_rest(data: dict[str, Any], max_chars: int, detector: privacy.Detector
         raise Unmaskable(f"{', '.join(sorted(rest.kinds))} would be left, in a number or over more than one string")
 
 
-def _meaning(value: Any) -> Any:
-    """A value with what is JSON inside a string read: that may be escaped in more ways than one."""
+def _meaning(value: Any, vault: Vault | None = None) -> Any:
+    """A value with what is JSON inside a string read, for that may be escaped in more ways than one; restored with `vault`."""
+    if isinstance(value, str):
+        if _is_document(value):
+            return ("json", _meaning(json.loads(value), vault))
+        return value if vault is None else vault.restore(value)
     if isinstance(value, dict):
-        return {name: _meaning(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_meaning(one) for one in value]
-    return ("json", _meaning(json.loads(value))) if isinstance(value, str) and _is_document(value) else value
+        return {_meaning(name, vault): _meaning(one, vault) for name, one in value.items()}
+    return [_meaning(one, vault) for one in value] if isinstance(value, list) else value

@@ -133,16 +133,17 @@ def whole(body: bytes, vault: Vault) -> bytes:
     """A whole answer with the originals in it; what is not JSON stays as it is."""
     if _object(body) is None:
         return body
-    return literals.edited(body, lambda path, text, is_key: vault.restore(text, quoted=not is_key and _is_json(path, vault)))
+    return literals.edited(body, lambda literal: vault.restore(literal.text, quoted=_is_json(literal, vault)))
 
 
 _ANSWER_KEYS = frozenset({"content", "text", "delta"})
 """Keys of strings that are the answer itself: JSON, where the client has asked for JSON."""
 
 
-def _is_json(path: literals.Path, vault: Vault) -> bool:
-    """Whether the string that stands here is JSON itself, so that what is put back into it must be escaped."""
-    return path[-1] in ARGUMENTS or (vault.json_answer and path[-1] in _ANSWER_KEYS)
+def _is_json(literal: literals.Literal, vault: Vault) -> bool:
+    """Whether a string is JSON itself, so that what is put back into it must be escaped."""
+    name = literal.path[-1]
+    return not literal.is_key and (name in ARGUMENTS or (vault.json_answer and name in _ANSWER_KEYS))
 
 
 class _Read(NamedTuple):
@@ -207,12 +208,12 @@ class Events:
         number = event.get("sequence_number")
         before = self._tails(read.closes, number if isinstance(number, int) else 0)
 
-        def edit(path: literals.Path, text: str, is_key: bool) -> str:  # noqa: FBT001 -- the shape of literals.Edit
-            key = None if is_key else read.pieces.get(path)
+        def edit(literal: literals.Literal) -> str:
+            key = None if literal.is_key else read.pieces.get(literal.path)
             if key is None:
-                return self._vault.restore(text, quoted=not is_key and _is_json(path, self._vault))
-            channel = self._channel(key, path)
-            said = channel.feed(text)
+                return self._vault.restore(literal.text, quoted=_is_json(literal, self._vault))
+            channel = self._channel(key, literal)
+            said = channel.feed(literal.text)
             return said + channel.flush() if key in read.ends else said
 
         edited = literals.edited(data, edit)
@@ -221,10 +222,10 @@ class Events:
             edited = edited[:start] + b"%d" % (number + self._added) + edited[end:]
         return before + (raw if edited == data else _with_data(raw, data, edited))
 
-    def _channel(self, key: Key, path: literals.Path) -> Channel:
+    def _channel(self, key: Key, literal: literals.Literal) -> Channel:
         channel = self._channels.get(key)
         if channel is None:
-            quoted = key[-1] in ARGUMENTS or "arguments" in str(key[0]) or _is_json(path, self._vault)
+            quoted = key[-1] in ARGUMENTS or "arguments" in str(key[0]) or _is_json(literal, self._vault)
             channel = self._channels[key] = Channel(self._vault, quoted=quoted)
         return channel
 
