@@ -251,18 +251,13 @@ class _Node(NamedTuple):
     inner: list[_Node] | None = None
 
 
-def _gather(
-    document: bytes, nodes: list[_Node], strings: list[tuple[int, str]], *, rank: int | None = None, depth: int = 0
-) -> None:
-    """The strings of a document as nodes, and all texts in their order, each with its rank; also those of JSON inside a string.
-
-    The rank follows from the top key of the body.
-    """
+def _gather(document: bytes, nodes: list[_Node], strings: list[tuple[int, str]], *, depth: int = 0, rank: int = 0) -> None:
+    """The strings of a document as nodes, and all texts in their order, each with its rank; those of JSON inside a string too."""
     for literal in literals.strings(document):
-        own = _rank(literal.path) if rank is None else rank
+        own = rank if depth else _rank(literal.path)
         if not literal.is_key and depth < _MAX_NESTED and _is_document(literal.text):
             inner: list[_Node] = []
-            _gather(literal.text.encode("utf-8", "surrogatepass"), inner, strings, rank=own, depth=depth + 1)
+            _gather(literal.text.encode("utf-8", "surrogatepass"), inner, strings, depth=depth + 1, rank=own)
             nodes.append(_Node(literal, -1, inner))
         elif depth == 0 and literal.path == ("model",) and not literal.is_key:
             # The model's name is ours, and not the client's text.

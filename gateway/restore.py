@@ -22,7 +22,7 @@ from gateway.ledger import Ledger
 from gateway.redact import ARGUMENTS, Channel, Redactor, Unmaskable, Vault
 from gateway.upstreams import Answer, Call, Piece
 
-LOOP_BYTES = 8 * 1024
+LOOP_BYTES = 2 * 1024
 """Longer bodies are masked and restored on a thread, so that the loop stays free."""
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """A whole answer above this is refused."""
@@ -277,19 +277,21 @@ class _Chat:
             if not isinstance(choice, dict):
                 continue
             index = choice.get("index", place)
-            here = dict(self._pieces(choice, ("choices", place), (index,)))
-            pieces |= here
-            for path, key in here.items():
+            grown: set[Key] = set()
+            for path, key, text in self._pieces(choice, ("choices", place), (index,)):
+                pieces[path] = key
                 self._shapes[key] = _pruned(event, path)
-            mine = [key for key in open_ if key[0] == index and key not in here.values()]
+                if text:
+                    grown.add(key)
+            mine = [key for key in open_ if key[0] == index and key not in grown]
             if choice.get("finish_reason") is not None:
-                ends.update(here.values())
+                ends |= grown
                 closes += mine
             else:
                 closes += [key for key in mine if self._is_over(key)]
         return _Read(pieces, tuple(closes), frozenset(ends))
 
-    def _pieces(self, value: Any, path: literals.Path, key: Key) -> Iterator[tuple[literals.Path, Key]]:
+    def _pieces(self, value: Any, path: literals.Path, key: Key) -> Iterator[tuple[literals.Path, Key, str]]:
         """Where pieces stand in a choice, and of which text each is."""
         if isinstance(value, list):
             for place, item in enumerate(value):
@@ -297,7 +299,7 @@ class _Chat:
         elif isinstance(value, dict):
             for name, item in value.items():
                 if isinstance(item, str) and name in _PIECES:
-                    yield (*path, name), (*key, name)
+                    yield (*path, name), (*key, name), item
                 elif isinstance(item, dict | list) and name != "logprobs":
                     yield from self._pieces(item, (*path, name), (*key, name))
 

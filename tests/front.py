@@ -155,8 +155,9 @@ def _config_text(upstreams, server):
     parts = ["[server]\n" + server + '\n[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n']
     for name, fields in upstreams.items():
         kind = "openai" if "base_url" in fields else "echo"
-        values = "\n".join(f"{field} = {json.dumps(value)}" for field, value in fields.items())
-        parts.append(f'[upstreams.{name}]\nkind = "{kind}"\nzone = "local"\ntakes_up_to = "restricted"\n{values}\n')
+        settings_ = {"kind": kind, "zone": "local", "takes_up_to": "restricted", **fields}
+        values = "\n".join(f"{field} = {json.dumps(value)}" for field, value in settings_.items())
+        parts.append(f"[upstreams.{name}]\n{values}\n")
     for name, fields in upstreams.items():
         able = config.CAPABILITIES if "base_url" in fields else (*config.CHAT_CAPABILITIES, "completions", "embeddings")
         parts.append(f'[[models.m.candidates]]\nupstream = "{name}"\ncapabilities = {json.dumps(able)}\n')
