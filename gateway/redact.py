@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -30,6 +31,8 @@ _LOOKALIKE = "text"
 _HEAD = frozenset({"system", "instructions", "tools", "functions", "response_format", "text"})
 _MAIN = frozenset({"messages", "input", "prompt"})
 _OPENING_CHARS = 256
+_MIN_REPEATED = 6
+"""Shorter values may be a part of any word."""
 _MAX_NESTED = 4
 """JSON inside a JSON string is entered so many times; what is deeper is masked as text."""
 ARGUMENTS = frozenset({"arguments", "partial_json"})
@@ -288,7 +291,8 @@ def _located(
         raise Unmaskable(f"it is longer than the {max_chars} characters that are scanned")
     findings = iter([*detector.locate(whole), None])
     finding = next(findings)
-    located: list[Sequence[tuple[str, int, int]]] = []
+    located: list[list[tuple[str, int, int]]] = []
+    begins: list[int] = []
     begin = 0
     for _, text in strings:
         end = begin + len(text)
@@ -300,9 +304,25 @@ def _located(
             finding = next(findings)
         if vault.nonce in text:
             spans += [(_LOOKALIKE, *match.span()) for match in vault.whole.finditer(text)]
-        located.append(_joined(spans) if spans else ())
+        located.append(spans)
+        begins.append(begin)
         begin = end + len(SEPARATOR)
-    return located
+    _add_repeated(whole, strings, begins, located)
+    return [_joined(spans) if spans else () for spans in located]
+
+
+def _add_repeated(
+    whole: str, strings: Sequence[tuple[int, str]], begins: Sequence[int], located: Sequence[list[tuple[str, int, int]]]
+) -> None:
+    """What was found once is masked wherever it stands, also where no word beside it says what it is."""
+    pairs = zip(strings, located, strict=True)
+    values = {text[start:end]: kind for (_, text), spans in pairs for kind, start, end in spans if end - start >= _MIN_REPEATED}
+    for value, kind in values.items():
+        place = whole.find(value)
+        while place >= 0:
+            index = bisect_right(begins, place) - 1
+            located[index].append((kind, place - begins[index], place - begins[index] + len(value)))
+            place = whole.find(value, place + len(value))
 
 
 def _masked(text: str, spans: Iterable[tuple[str, int, int]], vault: Vault) -> str:
@@ -382,5 +402,5 @@ def _meaning(value: Any, vault: Vault | None = None) -> Any:
             return ("json", _meaning(json.loads(value), vault))
         return value if vault is None else vault.restore(value)
     if isinstance(value, dict):
-        return {_meaning(name, vault): _meaning(one, vault) for name, one in value.items()}
+        return {name if vault is None else vault.restore(name): _meaning(one, vault) for name, one in value.items()}
     return [_meaning(one, vault) for one in value] if isinstance(value, list) else value

@@ -260,7 +260,7 @@ class _Chat:
     """Chunks of chat and completions. A text is known by its choice and the keys that lead to it, a call by its index."""
 
     def __init__(self) -> None:
-        self._shapes: dict[Key, dict[str, Any]] = {}
+        self._shapes: dict[Key, tuple[dict[str, Any], literals.Path]] = {}
         self._calls: dict[Key, tuple[int, str]] = {}
         """By choice and index: how many calls have been told under it, and the id of the last."""
         self._last: dict[Any, int] = {}
@@ -280,7 +280,7 @@ class _Chat:
             grown: set[Key] = set()
             for path, key, text in self._pieces(choice, ("choices", place), (index,)):
                 pieces[path] = key
-                self._shapes[key] = _pruned(event, path)
+                self._shapes[key] = (event, path)
                 if text:
                     grown.add(key)
             mine = [key for key in open_ if key[0] == index and key not in grown]
@@ -327,43 +327,31 @@ class _Chat:
 
     def tail(self, key: Key, text: str) -> dict[str, Any]:
         """See `_Dialect.tail`: the last chunk in which this text grew, with nothing else in it."""
-        made: dict[str, Any] = _filled(self._shapes[key], text)
-        return made
+        event, path = self._shapes[key]
+        return _pruned(event, path, text)
 
 
-_MARK = object()
-
-
-def _pruned(event: dict[str, Any], path: literals.Path) -> dict[str, Any]:
-    """The chunk with one piece in it, `_MARK` in its place; of lists only the items that lead there."""
+def _pruned(event: dict[str, Any], path: literals.Path, text: str) -> dict[str, Any]:
+    """The chunk with one piece in it, `text`; of lists only the items that lead there."""
     head = {name: value for name, value in event.items() if name not in {"choices", "obfuscation"}}
     if head.get("usage") is not None:
         del head["usage"]
     choice = event["choices"][path[1]]
-    ends = {"logprobs": None} if "logprobs" in choice else {}
+    rest = {"logprobs": None} if "logprobs" in choice else {}
     own = {"index": choice.get("index", path[1])}
-    return {**head, "choices": [{**own, **_alone(choice, path[2:]), **ends, "finish_reason": None}]}
+    return {**head, "choices": [{**own, **_alone(choice, path[2:], text), **rest, "finish_reason": None}]}
 
 
-def _alone(value: Any, path: literals.Path) -> dict[str, Any]:
+def _alone(value: Any, path: literals.Path, text: str) -> dict[str, Any]:
     name, *rest = path
     if not rest:
-        return {str(name): _MARK}
+        return {str(name): text}
     inner = value[name]
     if isinstance(rest[0], int):
         item = inner[rest[0]]
         kept = {key: item[key] for key in ("index", "type") if key in item}
-        return {str(name): [{**kept, **_alone(item, tuple(rest[1:]))}]}
-    return {str(name): _alone(inner, tuple(rest))}
-
-
-def _filled(value: Any, text: str) -> Any:
-    """A copy with the text where the mark stands."""
-    if value is _MARK:
-        return text
-    if isinstance(value, dict):
-        return {name: _filled(one, text) for name, one in value.items()}
-    return [_filled(one, text) for one in value] if isinstance(value, list) else value
+        return {str(name): [{**kept, **_alone(item, tuple(rest[1:]), text)}]}
+    return {str(name): _alone(inner, tuple(rest), text)}
 
 
 _PLACE = ("item_id", "output_index", "content_index", "summary_index")

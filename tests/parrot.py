@@ -144,9 +144,12 @@ def _response_events(text, seed, data):
     yield numbered("response.created", response={**whole, "status": "in_progress", "output": []})
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     yield numbered("response.output_item.added", output_index=0, item={**spoken, "content": []})
+    part = spoken["content"][0]
+    yield numbered("response.content_part.added", **place, part={**part, "text": ""})
     for piece in pieces_of(text, seed):
         yield numbered("response.output_text.delta", **place, delta=piece, logprobs=[])
     yield numbered("response.output_text.done", **place, text=text, logprobs=[])
+    yield numbered("response.content_part.done", **place, part=part)
     yield numbered("response.output_item.done", output_index=0, item=spoken)
     yield numbered("response.output_item.added", output_index=1, item={**call, "arguments": ""})
     for piece in pieces_of(call["arguments"], seed + 1):

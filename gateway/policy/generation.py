@@ -485,8 +485,6 @@ def _notes(documents: Iterable[Document], catalogue: Catalogue, limits: Iterable
         for option in options:
             if limit.max_cost is not None and option.name not in limit.removes and _price_missing(option):
                 yield Problem(limit.place, f'{option.name} has no price, so it is never eligible under the limit "{limit.name}"')
-        if limit.redacts and all(option.zone == "local" or option.name in limit.removes for option in options):
-            yield Problem(limit.place, f'the limit "{limit.name}" masks nothing: it leaves no upstream outside zone "local"')
     for document in documents:
         for index, block in enumerate(document.shape.limit):
             for key, target in (("only", block.only), ("never", block.never)):
