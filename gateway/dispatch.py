@@ -340,7 +340,7 @@ class Dispatch:
             wait_s = min(wait_s, max(0.001, deadline - time.monotonic()))
         if not self._health.admit(option.name):
             raise UpstreamFailed("probed", "is being tried again after failures in a row")
-        probes = self._health.started(option.name)
+        probes, vault = self._health.started(option.name), call.vault
         opened: Opened | None = None
         began = time.monotonic()
         patience = Patience(wait_s, f"no first event within {wait_s:.3g} s")
@@ -348,9 +348,9 @@ class Dispatch:
             with patience:
                 if call.upload is not None:
                     call = replace(call, upload=_Watched(call.upload, patience))
-                answer = await self._upstreams[option.upstream].send(call)
-                if call.vault:
-                    answer = Restored(answer, call, call.vault)
+                answer = await self._upstreams[option.upstream].send(call if vault is None else replace(call, vault=None))
+                if vault:
+                    answer = Restored(answer, call.endpoint, vault)
                 opened = Opened(option, answer, call, patience, self._health)
                 await opened.prime()
             _check_status(opened)

@@ -31,6 +31,8 @@ _LOOKALIKE = "text"
 _HEAD = frozenset({"system", "instructions", "tools", "functions", "response_format", "text"})
 _MAIN = frozenset({"messages", "input", "prompt"})
 _OPENING_CHARS = 256
+_MOST_STEPS = 2_000_000_000
+"""Values times characters that are gone through to find a value again: about a second, on a thread."""
 _MIN_REPEATED = 6
 """Shorter values may be a part of any word."""
 _MAX_NESTED = 4
@@ -62,7 +64,8 @@ class Vault:
         self.whole = re.compile(rf"\[[A-Z0-9_]+_{nonce}_[0-9]+\]")
         self._placeholders: dict[str, str] = {}
         self._values: dict[str, str] = {}
-        self._begun: set[str] = set()
+        self._stems: set[str] = set()
+        """What stands before the number, for each kind."""
 
     def __bool__(self) -> bool:
         """Whether anything was masked."""
@@ -78,9 +81,10 @@ class Vault:
         known = self._placeholders.get(value)
         if known is None:
             name = re.sub(r"[^A-Z0-9]", "_", kind.upper())
-            known = self._placeholders[value] = f"[{name}_{self.nonce}_{len(self._values) + 1}]"
+            stem = f"[{name}_{self.nonce}_"
+            known = self._placeholders[value] = f"{stem}{len(self._values) + 1}]"
             self._values[known] = value
-            self._begun.update(known[:end] for end in range(1, len(known)))
+            self._stems.add(stem)
             if kind != _LOOKALIKE:
                 self.counts[kind] += 1
         return known
@@ -91,8 +95,14 @@ class Vault:
         return json.dumps(value, ensure_ascii=False)[1:-1] if value is not None and quoted else value
 
     def begins(self, text: str) -> bool:
-        """Whether a placeholder begins with this text and is longer."""
-        return text in self._begun
+        """Whether a placeholder may begin with this text and be longer."""
+        for stem in self._stems:
+            if stem.startswith(text):
+                return True
+            if text.startswith(stem):
+                number = text[len(stem) :]
+                return number.isdecimal() and len(number) <= len(str(len(self._values)))
+        return False
 
     def restore(self, text: str, *, quoted: bool = False) -> str:
         """A whole text with the originals in it."""
@@ -168,8 +178,8 @@ class Redactor:
     def mask(self, body: bytes, *, tenant: str, max_chars: int) -> Masked:
         """The body without anything that the detector finds; the same body where there is nothing.
 
-        Raises Unmaskable where something would be left or the way back would not be exact, OSError or ValueError when the
-        key cannot be had, and whatever the detector raises. Takes time with the body's length.
+        Raises Unmaskable where something would be left, the way back would not be exact, or the key cannot be had, and
+        whatever the detector raises. Takes time with the body's length.
         """
         detector = self._detector
         data = json.loads(body)
@@ -197,7 +207,12 @@ class Redactor:
         return Masked(masked, vault)
 
     def _nonce(self, data: dict[str, Any], tenant: str) -> str:
-        self._key = self._key or own_key(self._path)
+        if not self._key:
+            try:
+                self._key = own_key(self._path)
+            except (OSError, ValueError) as error:
+                why = f"its key ({self._path.name}) cannot be used ({type(error).__name__}); its operator must mend or remove it"
+                raise Unmaskable(why) from None
         said = json.dumps([tenant, _opening(data)]).encode()
         number = int.from_bytes(blake2b(said, key=self._key, digest_size=8, person=b"nonce").digest())
         letters = []
@@ -317,6 +332,8 @@ def _add_repeated(
     """What was found once is masked wherever it stands, also where no word beside it says what it is."""
     pairs = zip(strings, located, strict=True)
     values = {text[start:end]: kind for (_, text), spans in pairs for kind, start, end in spans if end - start >= _MIN_REPEATED}
+    if len(values) * len(whole) > _MOST_STEPS:
+        raise Unmaskable(f"it holds too many different values ({len(values)}) for so long a text; send it in parts")
     for value, kind in values.items():
         place = whole.find(value)
         while place >= 0:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote_plus
 
 from msgspec.structs import replace
 
@@ -38,7 +39,7 @@ async def masked(call: Call, redactor: Redactor, *, upstream: str, tenant: str, 
     """
 
     def mask() -> Call:
-        if privacy.scan(call.path, max_chars=max_chars).kinds:
+        if privacy.scan(unquote_plus(call.path), max_chars=max_chars).kinds:
             raise Unmaskable("the query of its URL cannot be masked")
         body, vault = redactor.mask(call.body, tenant=tenant, max_chars=max_chars)
         return replace(call, body=body, vault=vault)
@@ -59,11 +60,11 @@ async def masked(call: Call, redactor: Redactor, *, upstream: str, tenant: str, 
 class Restored:
     """An answer to a masked call, with the originals in it."""
 
-    def __init__(self, answer: Answer, call: Call, vault: Vault) -> None:
+    def __init__(self, answer: Answer, endpoint: str, vault: Vault) -> None:
         self.status = answer.status
         self.headers = [pair for pair in answer.headers if pair[0] != "content-length"]
         self._answer = answer
-        self._endpoint = call.endpoint
+        self._endpoint = endpoint
         self._vault = vault
 
     def __aiter__(self) -> AsyncGenerator[Piece, None]:

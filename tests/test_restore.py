@@ -11,7 +11,7 @@ from parrot import STREAMED, WHOLE, heard
 from gateway.errors import UpstreamFailed
 from gateway.redact import Redactor, Vault
 from gateway.restore import Events, Restored, whole
-from gateway.upstreams import Call, Piece
+from gateway.upstreams import Piece
 
 KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----"
 TEXT = f'[to] ada@example.org, "bob@example.org" [and] 4111 1111 1111 1111 \U0001f600\n{KEY}'
@@ -195,7 +195,7 @@ class Said:
         self.closed = True
 
 
-CALL = Call("r", "chat/completions", "m", b"", stream=True)
+CHAT = "chat/completions"
 
 
 async def test_a_cut_gives_what_was_held_and_then_fails():
@@ -204,7 +204,7 @@ async def test_a_cut_gives_what_was_held_and_then_fails():
     out = []
 
     async def read():
-        async for piece in Restored(source, CALL, vault_of("a@example.org")):
+        async for piece in Restored(source, CHAT, vault_of("a@example.org")):
             out.append(piece.data)
 
     with pytest.raises(UpstreamFailed, match="x"):
@@ -215,7 +215,7 @@ async def test_a_cut_gives_what_was_held_and_then_fails():
 async def test_a_source_that_knows_its_tokens_is_read_like_any_other():
     """What it says of them is of the masked text, so it is not passed on; nor is a length that is no longer true."""
     source = Said([Piece(b"", "[EMAIL_BCDF_1]", 1), Piece(b'{"a":"[EMAIL_BCDF_1]"}')], "application/json")
-    answer = Restored(source, CALL, vault_of("a@example.org"))
+    answer = Restored(source, CHAT, vault_of("a@example.org"))
     assert [piece async for piece in answer] == [Piece(b'{"a":"a@example.org"}')]
     assert answer.headers == [("content-type", "application/json")]
     await answer.aclose()
@@ -227,7 +227,7 @@ async def test_what_comes_back_altered_is_told():
     vault, told = vault_of("a@example.org"), []
     vault.on_altered = told.append
     async for _ in Restored(
-        Said([Piece(chat({"content": "email_bcdf_1"})), Piece(chat({"content": "[EMAIL BCDF"}))]), CALL, vault
+        Said([Piece(chat({"content": "email_bcdf_1"})), Piece(chat({"content": "[EMAIL BCDF"}))]), CHAT, vault
     ):
         pass
     assert (told[0], told[-1]) == (1, 2)

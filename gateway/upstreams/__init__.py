@@ -52,7 +52,7 @@ class Call(Struct, frozen=True):
     """Sent in the place of `body`, which is empty then."""
     content_type: str = "application/json"
     vault: Vault | None = None
-    """What stands for what in `body`, when it was masked: the answer is restored with it."""
+    """What stands for what in `body`, when it was masked: the answer is restored with it. No upstream gets to see it."""
 
     @property
     def target(self) -> str:

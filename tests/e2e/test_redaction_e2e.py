@@ -134,6 +134,6 @@ async def test_the_local_model_gets_the_original_when_the_far_one_fails(server, 
             text = raw.parse().choices[0].message.content
         record = gateway.record(raw.headers["x-request-id"])
         assert (record["ending"], record["route"], record["tried"]) == (
-            "fallback", "home/smollm2-135m", ["far/far", "home/smollm2-135m"],
+            "fallback", "home/smollm2-135m", ["far/both", "home/smollm2-135m"],
         )  # fmt: skip
         assert ("[EMAIL_" in text, "@" in text, leaks(server, gateway)) == (False, True, [])

@@ -7,7 +7,6 @@ from front import POLICY, Client
 from hostile import answer, completion, hostile
 from parrot import heard, parrot
 
-from gateway.dispatch import Dispatch
 from gateway.privacy import Detector
 
 REDACT = POLICY + '[[limit]]\nname = "masked"\nredact = "outside"\n'
@@ -106,7 +105,16 @@ async def test_endpoints_whose_answer_is_about_the_text_stay_here(made, server, 
     assert f'"masked" ({endpoint} cannot be masked)' in error["message"]
 
 
-async def test_a_body_that_reaches_an_upstream_unmasked_is_a_fault(made, monkeypatch):
+async def test_a_query_that_cannot_be_masked_stays_here(made, server):
+    """It travels with the body, and there is no way to put placeholders into a URL's words."""
+    got = await Client(made, asking("messages", "hello"), endpoint="messages", query="who=ada%40example.org").answer()
+    assert (got.status, server.requests, made.events[-1][0]) == (403, [], "upstream.failed")
+    assert ("redaction.failed", "the query of its URL cannot be masked") in [
+        (name, one.get("reason")) for name, one in made.events
+    ]
+
+
+async def test_a_body_that_reaches_an_upstream_unmasked_is_a_fault(made, server, monkeypatch):
     """Defence in depth: the dispatch itself refuses a call without a vault."""
 
     async def forgets(call, *rest, **more):
@@ -114,7 +122,7 @@ async def test_a_body_that_reaches_an_upstream_unmasked_is_a_fault(made, monkeyp
 
     monkeypatch.setattr("gateway.pipeline.masked", forgets)
     got = await Client(made, asking("chat/completions")).answer()
-    assert (got.status, Dispatch.__name__) == (500, "Dispatch")
+    assert (got.status, server.requests) == (500, [])
 
 
 @EVERY
@@ -250,3 +258,4 @@ async def test_without_the_limit_nothing_is_touched(world, server):
     await Client(made, asking("chat/completions")).answer()
     assert json.loads(server.requests[0][1])["messages"][0]["content"] == TEXT
     assert made.records[0].redacted == {}
+    assert left(server, *SECRETS) == [*SECRETS]
