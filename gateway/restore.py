@@ -179,8 +179,8 @@ class Events:
         self._numbered = endpoint == "responses"
         self._splitter = sse.Splitter()
         self._channels: dict[Key, Channel] = {}
-        self._added = 0
-        """Events of ours among those that are numbered."""
+        self._next = self._added = 0
+        """Number of the upstream's next event, where they are numbered; how many of ours stand before it."""
 
     def feed(self, data: bytes) -> bytes:
         """The events that these bytes complete. Raises ValueError for one that is too long."""
@@ -190,9 +190,12 @@ class Events:
         """What is left when nothing more comes."""
         rest = self._splitter.rest
         data = sse.data_of(rest) if rest else None
-        if data is not None and _object(data) is not None:
-            return self._event(rest) + self._tails(self._open())
-        return self._tails(self._open()) + rest
+        if data is None or _object(data) is None:
+            return self._tails(self._open()) + rest
+        last = self._event(rest)
+        tails = self._tails(self._open())
+        # An event whose sender spared the blank line must not run into one of ours.
+        return last + b"\n\n" + tails if tails else last
 
     def _open(self) -> list[Key]:
         return [key for key, channel in self._channels.items() if channel.held]
@@ -207,7 +210,9 @@ class Events:
             return self._tails(self._open()) + raw
         read = self._dialect.read(event, self._open())
         number = event.get("sequence_number")
-        before = self._tails(read.closes, number if isinstance(number, int) else 0)
+        if isinstance(number, int):
+            self._next = number
+        before = self._tails(read.closes)
 
         def edit(literal: literals.Literal) -> str:
             key = None if literal.is_key else read.pieces.get(literal.path)
@@ -218,9 +223,11 @@ class Events:
             return said + channel.flush() if key in read.ends else said
 
         edited = literals.edited(data, edit)
-        if self._added and self._numbered and isinstance(number, int):
-            start, end = wire.span(edited, "sequence_number")
-            edited = edited[:start] + b"%d" % (number + self._added) + edited[end:]
+        if isinstance(number, int):
+            self._next = number + 1
+            if self._added and self._numbered:
+                start, end = wire.span(edited, "sequence_number")
+                edited = edited[:start] + b"%d" % (number + self._added) + edited[end:]
         return before + (raw if edited == data else _with_data(raw, data, edited))
 
     def _channel(self, key: Key, literal: literals.Literal) -> Channel:
@@ -230,14 +237,14 @@ class Events:
             channel = self._channels[key] = Channel(self._vault, quoted=quoted)
         return channel
 
-    def _tails(self, keys: Iterable[Key], number: int = 0) -> bytes:
+    def _tails(self, keys: Iterable[Key]) -> bytes:
         """The events that bring what was held of these texts."""
         out = []
         for key in keys:
             if text := self._channels[key].flush():
                 event = self._dialect.tail(key, text)
                 if self._numbered:
-                    event["sequence_number"] = number + self._added
+                    event["sequence_number"] = self._next + self._added
                     self._added += 1
                 name = event.get("type")
                 head = f"event: {name}\n".encode() if isinstance(name, str) else b""
@@ -253,6 +260,8 @@ def _with_data(raw: bytes, data: bytes, edited: bytes) -> bytes:
     return b"\n".join([*kept, b"data: " + edited.replace(b"\n", b" ").replace(b"\r", b" ")]) + b"\n\n"
 
 
+_MAX_DEPTH = 16
+"""Where texts of a delta stand at most, in levels."""
 _PIECES = frozenset({"content", "refusal", "reasoning", "reasoning_content", "text", "arguments", "input", "thinking"})
 """Keys of strings in a chat delta that grow piece by piece."""
 
@@ -277,7 +286,7 @@ class _Chat:
         for place, choice in enumerate(choices):
             if not isinstance(choice, dict):
                 continue
-            index = choice.get("index", place)
+            index = _name(choice.get("index", place))
             grown: set[Key] = set()
             for path, key, text in self._pieces(choice, ("choices", place), (index,)):
                 pieces[path] = key
@@ -301,7 +310,7 @@ class _Chat:
             for name, item in value.items():
                 if isinstance(item, str) and name in _PIECES:
                     yield (*path, name), (*key, name), item
-                elif isinstance(item, dict | list) and name != "logprobs":
+                elif isinstance(item, dict | list) and name != "logprobs" and len(path) < _MAX_DEPTH:
                     yield from self._pieces(item, (*path, name), (*key, name))
 
     def _call(self, item: Any, path: literals.Path, key: Key) -> Key:
@@ -387,7 +396,7 @@ class _Responses:
         return _Read()
 
     def _key(self, kind: str, event: dict[str, Any]) -> Key:
-        return (kind, *(event.get(name) for name in _PLACE))
+        return (kind, *(_name(event.get(name)) for name in _PLACE))
 
     def tail(self, key: Key, text: str) -> dict[str, Any]:
         """See `_Dialect.tail`."""
@@ -405,7 +414,7 @@ class _Messages:
 
     def read(self, event: dict[str, Any], open_: Iterable[Key]) -> _Read:
         """See `_Dialect.read`."""
-        delta, index = event.get("delta"), event.get("index")
+        delta, index = event.get("delta"), _name(event.get("index"))
         match event.get("type"):
             case "content_block_delta" if isinstance(delta, dict):
                 pieces: dict[literals.Path, Key] = {
@@ -429,9 +438,14 @@ class _Messages:
 _DIALECTS: Mapping[str, Callable[[], _Dialect]] = MappingProxyType({"responses": _Responses, "messages": _Messages})
 
 
+def _name(value: Any) -> Any:
+    """A value of an upstream's, as something that a text can be known by."""
+    return value if value is None or isinstance(value, str | int) else repr(value)
+
+
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

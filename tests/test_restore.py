@@ -121,6 +121,41 @@ def test_a_text_that_ends_with_its_finish_reason_is_whole_in_that_chunk():
     assert [one["choices"][0]["delta"]["content"] for one in datas(out)] == ["", "[EMAIL"]
 
 
+def test_a_last_event_without_its_blank_line_stays_apart():
+    """What was held follows it as an event of its own."""
+    out = restored("chat/completions", vault_of("a@example.org"), [chat({"content": "x [EM"}).rstrip()])
+    assert [one["choices"][0]["delta"]["content"] for one in datas(out)] == ["x ", "[EM"]
+    assert out.count(b"\n\n") == 2
+
+
+def test_a_cut_response_goes_on_with_the_next_number():
+    """What was held has the number after the last event's."""
+    sent = [event("response.output_text.delta", sequence_number=7, item_id="m", delta="x [EM")]
+    assert [one["sequence_number"] for one in datas(restored("responses", vault_of("a@example.org"), sent))] == [7, 8]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just("[EMAIL_BCDF_1] [EM"),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["choices", "index", "delta", "type", "tool_calls", "content", "id", "finish_reason", "item_id",
+                         "sequence_number", "function", "arguments", "error", "output_index"]), inner, max_size=5),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(ENDPOINTS),
+    st.lists(JSON | st.sampled_from([{"type": "content_block_delta"}]), max_size=4),
+    st.binary(max_size=20),
+)
+def test_no_event_of_any_shape_breaks_the_stream(endpoint, values, rest):
+    """Whatever an upstream sends, it comes out; what is no JSON comes out as it is."""
+    sent = b"".join(b"data: " + json.dumps(value).encode() + b"\n\n" for value in values)
+    out = restored(endpoint, vault_of("a@example.org"), [sent, rest.replace(b"\n", b"")])
+    assert out.count(b"data: ") >= len(values)
+
+
 def test_calls_under_one_index_are_not_mixed():
     """Some upstreams send every call under index 0: another id begins another call, and what was held of the first goes before."""
     calls = [("a", '{"x": "[EMA'), ("", ""), ("b", '{"y": "[EMAIL_BCDF_1]"}')]
