@@ -1,5 +1,6 @@
 """The redaction round trip over real processes: a gateway, OpenAI's SDK, and an upstream on a socket that records what it gets."""
 
+import base64
 import json
 
 import openai
@@ -31,8 +32,6 @@ semantic = false
 ECHO_HOME = 'kind = "echo"\nzone = "local"\ntakes_up_to = "restricted"'
 POLICY = """
 policy = "cost"
-[log]
-text_up_to = "restricted"
 [[limit]]
 name = "masked outside"
 redact = "outside"
@@ -59,10 +58,15 @@ def client_of(gateway):
 
 
 def leaks(server, gateway):
-    """Where an original stands that it must not stand: what the upstream was sent, and what the gateway said on standard error."""
-    sent = b"".join(part for request in server.requests for part in request).decode()
-    places = {"upstream": sent, "standard error": gateway.said}
-    return [place for place, text in places.items() for word in (MAIL, CARD) if word in text]
+    """Where an original stands that it must not: at the upstream, on standard error, in any file of the state folder.
+
+    As it is, as base64 has it, and as its digits alone.
+    """
+    places = {"upstream": b"".join(part for request in server.requests for part in request), "said": gateway.said.encode()}
+    places |= {str(path): path.read_bytes() for path in (gateway.folder / "state").rglob("*") if path.is_file()}
+    forms = [word.encode() for word in (MAIL, CARD, CARD.replace(" ", ""))]
+    forms += [base64.b64encode(word[shift:])[:-4] for word in forms for shift in range(3)]
+    return [place for place, text in places.items() for form in forms if form in text]
 
 
 async def test_the_sdk_sees_originals_and_the_upstream_masks(server, tmp_path):
@@ -90,7 +94,17 @@ async def test_the_sdk_sees_originals_and_the_upstream_masks(server, tmp_path):
         assert (record["redacted"], record["altered"], record["cache"]) == ({"email": 1, "card": 1}, 0, "off")
         assert (record["class"], record["found"]) == ("restricted", ["card", "email"])
         assert "masked: card 6, email 6" in gateway.cli("stats").stdout
+    assert leaks(server, gateway) == []
     assert len({body for head, body in server.requests if b"/chat/" in head and b'"stream"' not in body}) == 1
+
+
+async def test_a_planted_leak_is_found(server, tmp_path):
+    """Without the limit the same search finds the originals at the upstream: the tests above could fail."""
+    config = CONFIG.format(url=server.base_url, home=ECHO_HOME, model="echo")
+    with Gateway(tmp_path, config, policies={"all.toml": POLICY.replace('redact = "outside"', 'cache = "off"')}) as gateway:
+        async with client_of(gateway) as client:
+            await client.completions.create(model="far", prompt=TEXT)
+        assert set(leaks(server, gateway)) == {"upstream"}
 
 
 async def test_a_refusal_and_an_error_hold_no_original(server, tmp_path):

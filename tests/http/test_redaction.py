@@ -155,6 +155,25 @@ async def test_a_response_through_chat_comes_back(made, server, stream):
     assert left(server, *SECRETS) == []
 
 
+async def test_what_is_stored_of_a_response_is_the_original(world, server):
+    """A class that may be stored is stored here as the client knows it, so that its next turn is masked anew."""
+    made = world(policy=REDACT + '[classes]\ninternal = ["email"]\n', up={"base_url": server.base_url, "zone": "eu"})
+    made.set_capabilities(("chat", "tools"))
+    got = await Client(made, asking("responses", "for ada@example.org", store=True), endpoint="responses").answer()
+    kept = await made.responses.store.get(json.loads(got.body)["id"], "default")
+    assert "for ada@example.org" in json.dumps(kept)
+    done = [{"type": "function_call_output", "call_id": f"call_{n}", "output": "ok"} for n in range(2)]
+    more = {
+        "model": "m",
+        "input": [*done, {"role": "user", "content": "and again"}],
+        "previous_response_id": kept["id"],
+        "store": False,
+    }
+    again = await Client(made, json.dumps(more).encode(), endpoint="responses").answer()
+    first, second = (json.loads(body)["messages"] for _, body in server.requests)
+    assert (again.status, second[: len(first)], left(server, "ada@example.org")) == (200, first, [])
+
+
 async def test_numbers_of_events_stay_in_order(made, server):
     """An event of ours among a Response's moves the numbers of those behind it on."""
     server.scripts = [parrot(change=lambda text: text + text[-1:] + "[", seed=3)]
