@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"national_ids"},
     {"errors", "sse", "recognisers", "files", "process", "ledger", "patience", "literals"},
-    {"tomlfile", "frames", "wire", "stream", "tokens", "privacy", "logs", "metrics"},
+    {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan", "redact"},
     {"facts", "auth", "weights", "affinity"},
     {"cache", "local"},
