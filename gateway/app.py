@@ -50,6 +50,7 @@ from gateway.metrics import Counts, Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
 from gateway.process import EXIT_UNUSABLE
+from gateway.redact import Redactor
 from gateway.responses import Store
 from gateway.responses.redis import SharedStore
 from gateway.responses.seal import Seal
@@ -115,6 +116,7 @@ class Front:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
+            redactor=Redactor(self.config.state_dir / "redaction.key"),
         )
         transfers = Parts(
             config=self.config,

@@ -36,6 +36,7 @@ from gateway.health import HealthView
 from gateway.ledger import Ledger
 from gateway.patience import Patience, Waits
 from gateway.policy.decision import Decision, Option
+from gateway.restore import Restored
 from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -283,6 +284,8 @@ class Dispatch:
                 spent = False
                 try:
                     call = await prepare(option)
+                    if decision.redact and option.zone != "local" and call.vault is None:
+                        raise AssertionError("a request that was to be masked was not")
                     try:
                         opened = await self._attempt(option, call, deadline)
                     finally:
@@ -343,7 +346,7 @@ class Dispatch:
             wait_s = min(wait_s, max(0.001, deadline - time.monotonic()))
         if not self._health.admit(option.name):
             raise UpstreamFailed("probed", "is being tried again after failures in a row")
-        probes = self._health.started(option.name)
+        probes, vault = self._health.started(option.name), call.vault
         opened: Opened | None = None
         began = time.monotonic()
         patience = Patience(self._waits, wait_s, f"no first event within {wait_s:.3g} s")
@@ -351,7 +354,9 @@ class Dispatch:
             with patience:
                 if call.upload is not None:
                     call = replace(call, upload=_Watched(call.upload, patience))
-                answer = await self._upstreams[option.upstream].send(call)
+                answer = await self._upstreams[option.upstream].send(call if vault is None else replace(call, vault=None))
+                if vault:
+                    answer = Restored(answer, call.endpoint, vault)
                 opened = Opened(option, answer, call, patience, self._health)
                 await opened.prime()
             _check_status(opened)

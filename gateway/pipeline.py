@@ -31,9 +31,11 @@ from gateway.ledger import Ending, Ledger
 from gateway.policy.decide import decide, pin, policy_for
 from gateway.policy.decision import Decision, Health, Option
 from gateway.policy.generation import Generation
+from gateway.redact import Redactor
 from gateway.reply import Reply
 from gateway.responses.recall import Recall
 from gateway.responses.serve import ENDPOINTS, NATIVE, NOTHING, Before, Responses, Translation, Ways, ways
+from gateway.restore import masked
 from gateway.upstreams import Call
 
 __all__ = ["Incoming", "Keeper", "Pipeline", "decided"]
@@ -74,6 +76,7 @@ class Pipeline:
         health: HealthView,
         affinity: Affinity,
         responses: Responses,
+        redactor: Redactor,
     ) -> None:
         self._config = config
         self._generation = generation
@@ -82,6 +85,7 @@ class Pipeline:
         self._health = health
         self._affinity = affinity
         self._responses = responses
+        self._redactor = redactor
         self._recall = Recall(
             config=config,
             generation=generation,
@@ -121,8 +125,13 @@ class Pipeline:
 
         async def prepare(option: Option) -> Call:
             if size <= LOOP_BODY_BYTES:
-                return self._call(incoming, request, how, option, ledger)
-            return await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
+                call = self._call(incoming, request, how, option, ledger)
+            else:
+                call = await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
+            if not decision.redact or option.zone == "local":
+                return call
+            tenant, most = facts.tenant, self._config.server.max_scan_chars
+            return await masked(call, self._redactor, upstream=option.upstream, tenant=tenant, max_chars=most, ledger=ledger)
 
         try:
             opened = await self._dispatch.open(decision, prepare, ledger)
@@ -379,6 +388,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
         "order": [chosen.option.name for chosen in decision.candidates],
         "removed": [to_builtins(removed) for removed in decision.removed],
         "cache": decision.cache,
+        "redact": decision.redact,
         "limits": decision.limits,
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,

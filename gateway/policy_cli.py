@@ -334,7 +334,7 @@ def replay(
     if not found.decisions:
         message = 'holds no route.decided line; they are written when logs.level is "info" or "debug"'
         raise ConfigError([Problem(str(files[0]), message)])
-    if found.new_flows:
+    if found.new_flows or found.unmasked:
         sys.exit(2)
 
 

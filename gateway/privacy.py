@@ -29,7 +29,8 @@ except ImportError:
     re2 = None
 
 __all__ = [
-    "CLASSES", "KINDS", "Detector", "Finding", "Kind", "Scan", "classify", "find", "highest", "locate", "normalise", "scan",
+    "CLASSES", "DETECTOR", "KINDS", "Detector", "Finding", "Kind", "Scan",
+    "classify", "find", "highest", "locate", "normalise", "scan",
 ]  # fmt: skip
 
 CLASSES = ("public", "internal", "confidential", "restricted")
@@ -175,9 +176,10 @@ class _Origin:
     """Where each character of a normalised text stood. Built only for texts in which something was found."""
 
     def __init__(self, text: str) -> None:
-        self._folds = _Steps(_FOLDABLE.finditer(text), _fold)
-        folded = _FOLDABLE.sub(_fold, text)
-        self._escapes = _Steps(_ESCAPED.finditer(folded), _unescape)
+        plain = text.isascii()
+        self._folds = _Steps(iter(()) if plain else _FOLDABLE.finditer(text), _fold)
+        folded = text if plain else _FOLDABLE.sub(_fold, text)
+        self._escapes = _Steps(_ESCAPED.finditer(folded) if "\\" in folded else iter(()), _unescape)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The shortest span of the original text that becomes these characters; whole escapes and characters."""
@@ -498,17 +500,17 @@ def _chars(data: bytes, places: Iterable[int]) -> dict[int, int]:
     return chars
 
 
-_DETECTOR = Detector()
+DETECTOR = Detector()
 
 
 def find(text: str) -> list[Finding]:
     """Every finding in the text, by place; offsets are into `normalise(text)`."""
-    return _DETECTOR.find(text)
+    return DETECTOR.find(text)
 
 
 def locate(text: str, *, before: str = "") -> list[Finding]:
     """Every finding by its place in the text itself; see `Detector.locate`."""
-    return _DETECTOR.locate(text, before=before)
+    return DETECTOR.locate(text, before=before)
 
 
 # Bodies
@@ -517,7 +519,7 @@ _FILE_KEYS = frozenset({"url", "image_url", "data", "b64_json", "file_data"})
 _DATA_URL = re.compile(r"data:[\w.+\-]+/[\w.+\-]+(?:;[\w.+\-]+=[\w.+\-]+)*;base64,\S*\Z", re.ASCII | re.IGNORECASE)
 
 
-def scan(body: object, *, max_chars: int, detector: Detector = _DETECTOR) -> Scan:
+def scan(body: object, *, max_chars: int, detector: Detector = DETECTOR) -> Scan:
     """Search every string of a parsed JSON value: values, object keys and long numbers, however deep.
 
     Never raises: an exception inside, also for what JSON cannot hold, becomes `failed`. Time is linear in the body, and short

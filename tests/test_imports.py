@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"national_ids"},
-    {"errors", "sse", "recognisers", "files", "process", "ledger", "patience"},
+    {"errors", "sse", "recognisers", "files", "process", "ledger", "patience", "literals"},
     {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
-    {"config", "stats", "dialects", "control", "output_scan"},
+    {"config", "stats", "dialects", "control", "output_scan", "redact"},
     {"facts", "auth", "weights", "affinity"},
     {"cache", "local"},
     {"policy", "upstreams"},
-    {"health", "catalog", "explain"},
+    {"health", "catalog", "explain", "restore"},
     {"dispatch", "replay"},
     {"reply", "incoming"},
     {"responses"},

@@ -100,6 +100,18 @@ def test_where_data_could_newly_go_is_told_first_even_as_the_last_candidate():
     assert json.loads(json.dumps(as_json(found)))["new_flows"][0]["class"] == "confidential"
 
 
+def test_what_would_leave_unmasked_is_told():
+    """A policy without the masks of the one before opens no new zone, and yet lets originals out: it is counted, and shown."""
+    masked = generation('[[limit]]\nname = "m"\nredact = "outside"\n', options=OPTIONS)
+    lines = [line(masked, facts(found=("email",)), {}), line(masked, facts(), {}, id_="req_2")]
+    found = replayed(OPEN, *lines, past=(OPEN, masked))
+    assert (found.unmasked, found.changed, found.same, found.new_flows) == (1, 1, 1, [])
+    console = Console(width=160, file=io.StringIO())
+    console.print(render(found))
+    assert "UNMASKED          1 requests" in console.file.getvalue()
+    assert replayed(masked, line(OPEN, facts(found=("email",)), {}), past=(OPEN, masked)).unmasked == 0
+
+
 def test_a_lowered_class_shows_as_a_flow_of_the_class_that_it_was():
     """What was confidential when it was sent is told as such, also when the new files call it internal."""
     before = generation('[classes]\nconfidential = ["email"]\n', options=OPTIONS)

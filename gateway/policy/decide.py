@@ -14,6 +14,7 @@ from gateway.errors import Conflict, Forbidden, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, USUAL_OUTPUT_TOKENS, Generation, Limit, Route, Row, long_output
+from gateway.privacy import UNSCANNABLE
 
 PRIOR_TTFT_MS = 100.0
 """Time to first token that an option is believed to have until one was measured: low, so that a new one is tried soon."""
@@ -26,6 +27,15 @@ _CACHE_RANK: Mapping[str, int] = MappingProxyType({"off": 0, "exact": 1, "semant
 _MOST_CACHED_RANK = RANK["internal"]
 _MOST_STORED_RANK = RANK["internal"]
 _PERSONAL_RANK = RANK["confidential"]
+_UNSCANNED_RANK = RANK["restricted"]
+"""What could not be scanned is of this class, with nothing found."""
+_MASKABLE = frozenset(
+    {
+        "chat/completions", "completions", "messages", "messages/count_tokens",
+        "responses", "responses/compact", "responses/input_tokens",
+    }
+)  # fmt: skip
+"""Endpoints whose bodies are text that can be masked, and whose answers can be restored."""
 
 
 def decide(generation: Generation, policy_name: str, facts: Facts, health: HealthOf) -> Decision:
@@ -38,6 +48,10 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     found = _permitted(generation, facts, held & generation.limit_bits)
     removed = found.removed
     allowed: Sequence[Row] = found.rows
+    redact = found.redact is not None and _needs_masks(facts)
+    if redact and found.redact is not None:
+        allowed, bare = _maskable(allowed, found.redact, facts)
+        removed += bare
     if found.cap is not None:
         allowed, dear = _affordable(allowed, found.cap, facts)
         removed += dear
@@ -68,8 +82,9 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
         rule=route.name if route else "",
         candidates=candidates,
         removed=removed,
-        cache=found.cache if wanted else "off",
+        cache=found.cache if wanted and not redact else "off",
         log_text=found.log_text,
+        redact=redact,
         deadline_ms=deadline_ms,
         limits=found.limits,
         refusal=refusal,
@@ -91,6 +106,8 @@ class _Permitted(Struct, frozen=True):
     """The limits that hold."""
     cap: Limit | None
     """The lowest cap on costs."""
+    redact: Limit | None
+    """The first that masks what leaves."""
     cache: CacheMode
     log_text: bool
     limits: tuple[str, ...]
@@ -129,6 +146,7 @@ def _work_out(generation: Generation, facts: Facts, held: int) -> _Permitted:
         substituted=any(not row.bit & own for row in rows),
         held=limits,
         cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
+        redact=next((limit for limit in limits if limit.redacts), None),
         cache=_cache(limits, facts),
         log_text=_log_text(generation, limits, facts),
         limits=tuple(limit.name for limit in limits),
@@ -234,8 +252,10 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
 
 
 def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts) -> Sequence[Row]:
-    """What a limit leaves, also by its cap on costs."""
-    left = _permitted_rows(rows, (limit,), [])
+    """What a limit leaves, also by its masks and its cap on costs."""
+    left: Sequence[Row] = _permitted_rows(rows, (limit,), [])
+    if limit.redacts and _needs_masks(facts):
+        left, _ = _maskable(left, limit, facts)
     return left if limit.max_cost is None else _affordable(left, limit, facts)[0]
 
 
@@ -249,6 +269,33 @@ def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[
             left ^= taken
             removed += [limit.removes[row.name] for row in rows if row.bit & taken]
     return [row for row in rows if row.bit & left]
+
+
+def _needs_masks(facts: Facts) -> bool:
+    """Whether there is anything to mask; what could not be scanned may hold anything."""
+    return bool(facts.found) or RANK[facts.class_] >= _UNSCANNED_RANK
+
+
+def _maskable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+    """The local options, and those others for which the request can be masked and the answer restored; why the rest is not."""
+    causes = {row.name: "" if row.option.zone == "local" else _unmaskable(row, facts) for row in rows}
+    bare = [Removed(option=name, by="redact", reason=f"{limit.cause}: {why}") for name, why in causes.items() if why]
+    return [row for row in rows if not causes[row.name]], tuple(bare)
+
+
+def _unmaskable(row: Row, facts: Facts) -> str:
+    """Why this option cannot get a masked request; empty: as far as the facts tell, it can."""
+    if facts.endpoint not in _MASKABLE:
+        return f"{facts.endpoint} cannot be masked"
+    if UNSCANNABLE in facts.found:
+        return "files and images cannot be masked"
+    if "logprobs" in facts.needs:
+        return "log probabilities would be those of the masked text; leave out logprobs"
+    if facts.stores and _speaks(row, facts):
+        return f"{row.option.upstream} would store a masked answer, which nobody could restore; send store: false"
+    if facts.endpoint == "responses/compact" and _speaks(row, facts):
+        return f"{row.option.upstream} would seal a masked summary, which nobody could restore"
+    return ""
 
 
 def _cap(limit: Limit) -> float:
@@ -382,6 +429,7 @@ def _refusal(
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
             cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
         return Refusal(
@@ -406,6 +454,15 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
 def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
     return [limit.name for limit in limits if len(_allowed(rows, limit, facts)) < len(rows)]
+
+
+def _unmasked_text(limits: Iterable[Limit], rows: Iterable[Row], facts: Facts) -> str:
+    """Why masks did not help, where a limit asks for them: the mend may be in the request."""
+    if not _needs_masks(facts) or not any(limit.redacts for limit in limits):
+        return ""
+    causes = [_unmaskable(row, facts) for row in rows if row.option.zone != "local"]
+    told = "; ".join(dict.fromkeys(filter(None, causes)))
+    return f" ({told})" if told else ""
 
 
 def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
@@ -434,7 +491,7 @@ def pin(decision: Decision, upstream: str, *, what: str = "the previous response
     if "down" in causes:
         said = f'"{upstream}" keeps {what} and is not available.'
         return replace(decision, candidates=(), refusal=Refusal(kind="unavailable", message=said, should_retry=True))
-    if causes & {"class", "store", "limit", "cost", "route"}:
+    if causes & {"class", "store", "limit", "cost", "redact", "route"}:
         said = f'The policy does not allow this request to go to "{upstream}", which keeps {what}.'
         return replace(decision, candidates=(), refusal=Refusal(kind="forbidden", message=said))
     said = f'"{upstream}" keeps {what} and does not serve this model; name the model that made it.'

@@ -144,6 +144,8 @@ class Limit(Struct, frozen=True, kw_only=True):
     max_cost: float | None
     cache: CacheMode | None
     hides_text: bool
+    redacts: bool
+    """Whether it masks what leaves to a zone other than `local`."""
     bit: int
     """One of its own among all limits."""
     whole_classes: tuple[Class, ...]
@@ -405,6 +407,7 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 max_cost=block.max_cost,
                 cache=block.cache,
                 hides_text=block.log is not None,
+                redacts=block.redact is not None,
                 bit=next(own_bits),
                 whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
                 cause=f'limit "{block.name}" ({place})',

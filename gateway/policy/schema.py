@@ -39,7 +39,7 @@ def policy_schema() -> dict[str, Any]:
     for name in ("Target", "ExpectBlock"):
         parts[name]["minProperties"] = 1
     parts["TestBlock"]["properties"]["given"] |= _given()
-    parts["LimitBlock"]["anyOf"] = [{"required": [effect]} for effect in ("only", "never", "max_cost", "cache", "log")]
+    parts["LimitBlock"]["anyOf"] = [{"required": [effect]} for effect in document.EFFECTS]
     parts["RouteBlock"]["oneOf"] = [{"required": ["order_by"]}, {"required": ["use"], "properties": {"use": {"minItems": 1}}}]
     whole = parts.pop("Shape")
     whole["properties"]["policy"]["pattern"] = "^[A-Za-z0-9_-]+$"
