@@ -258,7 +258,7 @@ _SYNTAX_MENDS = (
     ("Invalid value", 'text stands in quotes ("..."), numbers, true and false do not'),
     ("Unterminated string", "close the quotes"),
     ("Illegal character", "close the quotes, or write the character as an escape"),
-    ("Invalid statement", 'a line is a [table], a [[list of tables]], or key = value'),
+    ("Invalid statement", "a line is a [table], a [[list of tables]], or key = value"),
     ("after a key in a key/value", 'write key = value, with one "="'),
     ("Unclosed array", 'end the list with "]"'),
     ("Unclosed inline table", 'end it with "}", on the same line'),

@@ -168,7 +168,14 @@ def test_what_an_upstream_says_of_itself_comes_first(clock):
     assert state(view).in_flight == 0
 
 
-@given(st.lists(st.tuples(st.sampled_from(["started", "ended", "began", "failed", "answered", "wait", "tick"]), st.sampled_from(["a", "b"])), max_size=30))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["started", "ended", "began", "failed", "answered", "wait", "tick"]), st.sampled_from(["a", "b"])
+        ),
+        max_size=30,
+    )
+)
 def test_what_is_left_out_of_the_state_is_what_decide_takes_it_to_be(steps):
     """After any history, the short form says of each option what the whole one does, or leaves it out as up, idle and not measured."""
     now = [0.0]

@@ -11,7 +11,12 @@ from gateway.facts import Facts, judge
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["messages", "role", "content", "text", "input", "system", "prompt", "type"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["messages", "role", "content", "text", "input", "system", "prompt", "type"]), inner, max_size=4
+        )
+    ),
     max_leaves=12,
 )
 
@@ -26,12 +31,15 @@ def asked(text, **more):
         ("Write a Python function that merges two dictionaries.", "code"),
         ("What is 17 * 23?", "math"),
         ("Translate the following text into French: the shop opens at nine.", "translation"),
-        ("Please summarize the following article in three sentences:\nThe council met. It rained. The plan was adopted.", "summary"),
+        (
+            "Please summarize the following article in three sentences:\nThe council met. It rained. The plan was adopted.",
+            "summary",
+        ),
         ("Extract all names and dates as JSON: Ann met Bob on 3 May.", "extraction"),
         ("Write a short poem about the sea.", "writing"),
         ("Who invented the printing press?", "question"),
         ("hello, how are you?", "chat"),
-        ("把下面的句子翻译成英文：会议推迟了。", "translation"),
+        ("把下面的句子翻译成英文: 会议推迟了。", "translation"),
     ],
 )
 def test_plain_requests_are_told_apart(text, task):
@@ -72,7 +80,16 @@ def test_the_last_message_of_the_user_counts_and_the_system_prompt_beside_it():
 def test_the_task_is_worked_out_only_where_somebody_asks():
     """Otherwise it is empty, and no time is spent."""
     request = wire.read("chat/completions", json.dumps(asked("hello", model="m")).encode())
-    common = {"classes": {}, "max_scan_chars": 100, "tenant": "", "key_label": "", "class_floor": "public", "headers": {}, "seed": "", "now": 0}
+    common = {
+        "classes": {},
+        "max_scan_chars": 100,
+        "tenant": "",
+        "key_label": "",
+        "class_floor": "public",
+        "headers": {},
+        "seed": "",
+        "now": 0,
+    }
     assert judge(request, **common).task == "" == Facts(endpoint="", model="").task
     assert judge(request, **common, with_task=True).task == "chat"
 

@@ -297,7 +297,8 @@ def _ordered(
     prompt, choices, most = facts.prompt_tokens, facts.choices, facts.max_output or USUAL_OUTPUT_TOKENS
     embeds = facts.endpoint == "embeddings"
     state_of = health.get
-    chosen, names, waits, down = [], [], [], []
+    chosen: list[Chosen] = []
+    names, waits, down = [], [], []
     # The loop says what `expected_cost_usd` and `expected_ttft_ms` do, without two calls for each option.
     for row in rows:
         option, name, _, _, _, input_usd, output_usd, _, usual = row
@@ -310,7 +311,7 @@ def _ordered(
             if embeds:
                 cost = prompt * input_usd / 1e6
             elif output_usd is not None:
-                cost = (prompt * input_usd + (most if most < usual else usual) * choices * output_usd) / 1e6
+                cost = (prompt * input_usd + (min(usual, most)) * choices * output_usd) / 1e6
         wait = state.in_flight + 1
         if state.ttft_ms is not None:
             time = state.ttft_ms * wait
@@ -318,9 +319,11 @@ def _ordered(
         names.append(name)
         waits.append(wait)
     if route is not None and len(chosen) > 1:
-        order = range(len(chosen))
+        order = list(range(len(chosen)))
         if route.order == "cost":
-            order = _by_score([math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts)
+            order = _by_score(
+                [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts
+            )
         elif route.order == "latency":
             times = [one.expected_ttft_ms for one in chosen]
             believed = [PRIOR_TTFT_MS * wait if time is None else time for time, wait in zip(times, waits, strict=True)]
@@ -334,7 +337,7 @@ def _ordered(
 
 
 def _by_score(scores: list[float], route: Route, facts: Facts) -> list[int]:
-    """Places by score. `within` draws the order of the head, all that are nearly as good as the best, so that load does not herd."""
+    """Places by score. `within` draws the order of the head, all that are nearly as good as the best: load does not herd."""
     order = sorted(range(len(scores)), key=scores.__getitem__)
     if route.within is not None:
         worst = scores[order[0]] * route.within

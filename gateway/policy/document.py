@@ -234,7 +234,9 @@ def _absent(file: TomlFile) -> Iterator[Problem]:
 
 def _name_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
     if not _NAME.fullmatch(shape.policy):
-        yield file.problem(("policy",), f'a policy\'s name is made of letters, digits, - and _; write policy = "{_plain_name(shape.policy)}"')
+        yield file.problem(
+            ("policy",), f'a policy\'s name is made of letters, digits, - and _; write policy = "{_plain_name(shape.policy)}"'
+        )
     names = {
         "limit": [limit.name for limit in shape.limit],
         "route": [route.name for route in shape.route],
@@ -245,7 +247,9 @@ def _name_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
         for index, name in enumerate(given):
             here = (block, index, "name")
             if not name.strip():
-                yield file.problem(here, f"the {block} needs a name; say in a few words what it is for, since logs and refusals speak by it")
+                yield file.problem(
+                    here, f"the {block} needs a name; say in a few words what it is for, since logs and refusals speak by it"
+                )
             elif name in seen:
                 yield file.problem(here, f'the {block} "{name}" stands at {seen[name]} already; rename one')
             seen.setdefault(name, file.place(here))
@@ -309,7 +313,9 @@ def _route_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Itera
                 yield file.problem((*here, "use", item), f'unknown upstream "{place}"{did_you_mean(place, places)}')
         yield from _ranking_faults(file, here, route)
     if shape.route and final is None:
-        message = 'the last route needs to be one without `when`, so that every request has an order; add one with order_by = "cost"'
+        message = (
+            'the last route needs to be one without `when`, so that every request has an order; add one with order_by = "cost"'
+        )
         yield file.problem(("route", len(shape.route) - 1), message)
 
 
@@ -322,7 +328,11 @@ def _unreachable(file: TomlFile, shape: Shape) -> Iterator[Problem]:
             break  # the last one, which every file has, so that every request has an order
         if covers := covering(when, whens):
             names = [f'"{shape.route[place].name}" ({_line(file, place)})' for place in covers]
-            them = f"the route {names[0]} above takes" if len(names) == 1 else f"the routes {' and '.join(names)} above take together"
+            them = (
+                f"the route {names[0]} above takes"
+                if len(names) == 1
+                else f"the routes {' and '.join(names)} above take together"
+            )
             mend = "move it up, narrow what stands above, or remove it"
             yield file.problem(("route", index), f'never reached: {them} every request that "{route.name}" would; {mend}')
         whens.append(when)

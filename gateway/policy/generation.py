@@ -14,13 +14,23 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from gateway.config import CLASSES, Class, Config
 from gateway import tasks
+from gateway.config import CLASSES, Class, Config
 from gateway.errors import ConfigError, Problem, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.conditions import Matcher
 from gateway.policy.decision import CacheMode, Option, Removed
-from gateway.policy.document import KIND_NAMES, Document, LimitBlock, RouteBlock, Shape, TestBlock, Vocabulary, folder_faults, read
+from gateway.policy.document import (
+    KIND_NAMES,
+    Document,
+    LimitBlock,
+    RouteBlock,
+    Shape,
+    TestBlock,
+    Vocabulary,
+    folder_faults,
+    read,
+)
 
 HASH_DIGITS = 12
 

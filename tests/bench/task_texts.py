@@ -12,53 +12,435 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
-LANGUAGES = "English German French Spanish Italian Portuguese Dutch Polish Russian Turkish Arabic Hebrew Hindi Japanese Korean Chinese Greek Swedish Danish Norwegian Finnish Czech Ukrainian Vietnamese Thai Latin Romanian Hungarian".split()
-SPRACHEN = "Deutsche Englische Französische Spanische Italienische Polnische Russische Türkische Japanische".split()
-LANGUES = "anglais français allemand espagnol italien portugais japonais arabe russe néerlandais".split()
-IDIOMAS = "inglés español francés alemán italiano portugués japonés chino árabe".split()
-PROGRAMMING = "Python JavaScript TypeScript Java C C++ C# Go Rust Ruby PHP Kotlin Swift SQL Bash PowerShell Haskell Scala R Lua Perl".split()
-LIBRARIES = "pandas numpy React Django Flask Spring Vue Kubernetes Docker PyTorch FastAPI Express Postgres Redis Terraform asyncio Git nginx".split()
-PEOPLE = "Anna Tom Maria James Li Ahmed Sofia Ken Priya Lucas Emma Omar Julia Daniel Chloe Igor Fatima Ben Rosa Kofi".split()
-THINGS = "apples books pencils tickets cookies marbles chairs stamps bottles cards eggs shirts coins boxes flowers lamps".split()
-PLACES = "Paris Berlin Tokyo Lagos Lima Oslo Cairo Toronto Mumbai Madrid Seoul Nairobi Vienna Lisbon Chicago Dublin".split()
-TOPICS = (
-    "photosynthesis, the French Revolution, black holes, inflation, the immune system, plate tectonics, Buddhism, the Cold War, "
-    "DNA replication, supply and demand, the water cycle, quantum entanglement, the Roman Empire, jazz, vaccines, volcanoes, "
-    "impressionism, monetary policy, the theory of relativity, game theory, coral reefs, the Magna Carta, evolution, antibiotics, "
-    "the Silk Road, climate change, constitutional law, the heart, solar power, Stoicism, tides, the stock market, whales, "
-    "the Industrial Revolution, contract law, cognitive bias, osmosis, semiconductors, the Ottoman Empire, glaciers, copyright, "
-    "the periodic table, nuclear fusion, Renaissance art, child development, chess, migration of birds, the nervous system, "
-    "renewable energy, tuberculosis, the Treaty of Versailles, acids and bases, feudalism, the carbon cycle, diabetes, opera"
-).split(", ")
-FIGURES = "Napoleon, Marie Curie, Confucius, Isaac Newton, Cleopatra, Gandhi, Aristotle, Darwin, Mozart, Lincoln, Ada Lovelace, Kant".split(", ")
-GENRES = "short story, poem, haiku, blog post, cover letter, speech, press release, product description, song, limerick, essay, newsletter, tweet, LinkedIn post, tagline, toast, wedding speech, recommendation letter, fairy tale, film script, horror story, sonnet, headline, job advert, complaint letter, apology email, thank-you note, fundraising email, opening chapter, monologue, dialogue".split(", ")
-SUBJECTS = "a lighthouse keeper, autumn in the mountains, a robot that learns to paint, our new coffee shop, a missed train, two old friends, a dragon who is afraid of fire, remote work, a used car, my late grandmother, a summer festival, our spring sale, a lost dog, the sea at night, a software release, a charity run, climate action, a difficult customer, time travel, a job as a nurse, my promotion, a family trip to Greece".split(", ")
-CODING = (
-    "reverses a linked list, parses a CSV file, finds duplicates in an array, checks whether a string is a palindrome, sorts a list of "
-    "dictionaries by key, downloads a page and counts its links, implements a LRU cache, validates an email address, computes the "
-    "Levenshtein distance, merges two sorted arrays, traverses a binary tree, reads a config file, sends a POST request, debounces a "
-    "button click, converts Roman numerals, finds the shortest path in a graph, flattens a nested list, renames all files in a folder, "
-    "connects to a database, generates a random password, counts words in a text file, implements quicksort, rotates a matrix, "
-    "handles file uploads, retries on failure with backoff, draws a bar chart, checks if a number is prime, prints the Fibonacci numbers"
-).split(", ")
-ERRORS = (
-    "TypeError: 'NoneType' object is not subscriptable; NullPointerException; segmentation fault (core dumped); "
-    "ModuleNotFoundError: No module named 'requests'; Uncaught ReferenceError: x is not defined; IndexError: list index out of range; "
-    "error: expected ';' before '}' token; KeyError: 'id'; undefined is not a function; 404 from the API; a deadlock; "
-    "cannot borrow `x` as mutable; permission denied (publickey); merge conflict; CORS error; a memory leak; "
-    "SyntaxError: invalid syntax; stack overflow; UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"
-).split("; ")
-FIELDS = (
-    "names, dates, email addresses, phone numbers, prices, locations, company names, order numbers, deadlines, product names, people, "
-    "organizations, skills, ingredients, symptoms, action items, keywords, invoice numbers, addresses, amounts, job titles, URLs"
-).split(", ")
-LABELS = ("positive, negative or neutral", "spam or not spam", "urgent or not urgent", "billing, technical, or sales", "sports, politics, business, or science", "complaint or praise")
+LANGUAGES = [
+    "English",
+    "German",
+    "French",
+    "Spanish",
+    "Italian",
+    "Portuguese",
+    "Dutch",
+    "Polish",
+    "Russian",
+    "Turkish",
+    "Arabic",
+    "Hebrew",
+    "Hindi",
+    "Japanese",
+    "Korean",
+    "Chinese",
+    "Greek",
+    "Swedish",
+    "Danish",
+    "Norwegian",
+    "Finnish",
+    "Czech",
+    "Ukrainian",
+    "Vietnamese",
+    "Thai",
+    "Latin",
+    "Romanian",
+    "Hungarian",
+]
+SPRACHEN = [
+    "Deutsche",
+    "Englische",
+    "Französische",
+    "Spanische",
+    "Italienische",
+    "Polnische",
+    "Russische",
+    "Türkische",
+    "Japanische",
+]
+LANGUES = ["anglais", "français", "allemand", "espagnol", "italien", "portugais", "japonais", "arabe", "russe", "néerlandais"]
+IDIOMAS = ["inglés", "español", "francés", "alemán", "italiano", "portugués", "japonés", "chino", "árabe"]
+PROGRAMMING = [
+    "Python",
+    "JavaScript",
+    "TypeScript",
+    "Java",
+    "C",
+    "C++",
+    "C#",
+    "Go",
+    "Rust",
+    "Ruby",
+    "PHP",
+    "Kotlin",
+    "Swift",
+    "SQL",
+    "Bash",
+    "PowerShell",
+    "Haskell",
+    "Scala",
+    "R",
+    "Lua",
+    "Perl",
+]
+LIBRARIES = [
+    "pandas",
+    "numpy",
+    "React",
+    "Django",
+    "Flask",
+    "Spring",
+    "Vue",
+    "Kubernetes",
+    "Docker",
+    "PyTorch",
+    "FastAPI",
+    "Express",
+    "Postgres",
+    "Redis",
+    "Terraform",
+    "asyncio",
+    "Git",
+    "nginx",
+]
+PEOPLE = [
+    "Anna",
+    "Tom",
+    "Maria",
+    "James",
+    "Li",
+    "Ahmed",
+    "Sofia",
+    "Ken",
+    "Priya",
+    "Lucas",
+    "Emma",
+    "Omar",
+    "Julia",
+    "Daniel",
+    "Chloe",
+    "Igor",
+    "Fatima",
+    "Ben",
+    "Rosa",
+    "Kofi",
+]
+THINGS = [
+    "apples",
+    "books",
+    "pencils",
+    "tickets",
+    "cookies",
+    "marbles",
+    "chairs",
+    "stamps",
+    "bottles",
+    "cards",
+    "eggs",
+    "shirts",
+    "coins",
+    "boxes",
+    "flowers",
+    "lamps",
+]
+PLACES = [
+    "Paris",
+    "Berlin",
+    "Tokyo",
+    "Lagos",
+    "Lima",
+    "Oslo",
+    "Cairo",
+    "Toronto",
+    "Mumbai",
+    "Madrid",
+    "Seoul",
+    "Nairobi",
+    "Vienna",
+    "Lisbon",
+    "Chicago",
+    "Dublin",
+]
+TOPICS = [
+    "photosynthesis",
+    "the French Revolution",
+    "black holes",
+    "inflation",
+    "the immune system",
+    "plate tectonics",
+    "Buddhism",
+    "the Cold War",
+    "DNA replication",
+    "supply and demand",
+    "the water cycle",
+    "quantum entanglement",
+    "the Roman Empire",
+    "jazz",
+    "vaccines",
+    "volcanoes",
+    "impressionism",
+    "monetary policy",
+    "the theory of relativity",
+    "game theory",
+    "coral reefs",
+    "the Magna Carta",
+    "evolution",
+    "antibiotics",
+    "the Silk Road",
+    "climate change",
+    "constitutional law",
+    "the heart",
+    "solar power",
+    "Stoicism",
+    "tides",
+    "the stock market",
+    "whales",
+    "the Industrial Revolution",
+    "contract law",
+    "cognitive bias",
+    "osmosis",
+    "semiconductors",
+    "the Ottoman Empire",
+    "glaciers",
+    "copyright",
+    "the periodic table",
+    "nuclear fusion",
+    "Renaissance art",
+    "child development",
+    "chess",
+    "migration of birds",
+    "the nervous system",
+    "renewable energy",
+    "tuberculosis",
+    "the Treaty of Versailles",
+    "acids and bases",
+    "feudalism",
+    "the carbon cycle",
+    "diabetes",
+    "opera",
+]
+FIGURES = [
+    "Napoleon",
+    "Marie Curie",
+    "Confucius",
+    "Isaac Newton",
+    "Cleopatra",
+    "Gandhi",
+    "Aristotle",
+    "Darwin",
+    "Mozart",
+    "Lincoln",
+    "Ada Lovelace",
+    "Kant",
+]
+GENRES = [
+    "short story",
+    "poem",
+    "haiku",
+    "blog post",
+    "cover letter",
+    "speech",
+    "press release",
+    "product description",
+    "song",
+    "limerick",
+    "essay",
+    "newsletter",
+    "tweet",
+    "LinkedIn post",
+    "tagline",
+    "toast",
+    "wedding speech",
+    "recommendation letter",
+    "fairy tale",
+    "film script",
+    "horror story",
+    "sonnet",
+    "headline",
+    "job advert",
+    "complaint letter",
+    "apology email",
+    "thank-you note",
+    "fundraising email",
+    "opening chapter",
+    "monologue",
+    "dialogue",
+]
+SUBJECTS = [
+    "a lighthouse keeper",
+    "autumn in the mountains",
+    "a robot that learns to paint",
+    "our new coffee shop",
+    "a missed train",
+    "two old friends",
+    "a dragon who is afraid of fire",
+    "remote work",
+    "a used car",
+    "my late grandmother",
+    "a summer festival",
+    "our spring sale",
+    "a lost dog",
+    "the sea at night",
+    "a software release",
+    "a charity run",
+    "climate action",
+    "a difficult customer",
+    "time travel",
+    "a job as a nurse",
+    "my promotion",
+    "a family trip to Greece",
+]
+CODING = [
+    "reverses a linked list",
+    "parses a CSV file",
+    "finds duplicates in an array",
+    "checks whether a string is a palindrome",
+    "sorts a list of dictionaries by key",
+    "downloads a page and counts its links",
+    "implements a LRU cache",
+    "validates an email address",
+    "computes the Levenshtein distance",
+    "merges two sorted arrays",
+    "traverses a binary tree",
+    "reads a config file",
+    "sends a POST request",
+    "debounces a button click",
+    "converts Roman numerals",
+    "finds the shortest path in a graph",
+    "flattens a nested list",
+    "renames all files in a folder",
+    "connects to a database",
+    "generates a random password",
+    "counts words in a text file",
+    "implements quicksort",
+    "rotates a matrix",
+    "handles file uploads",
+    "retries on failure with backoff",
+    "draws a bar chart",
+    "checks if a number is prime",
+    "prints the Fibonacci numbers",
+]
+ERRORS = [
+    "TypeError: 'NoneType' object is not subscriptable",
+    "NullPointerException",
+    "segmentation fault (core dumped)",
+    "ModuleNotFoundError: No module named 'requests'",
+    "Uncaught ReferenceError: x is not defined",
+    "IndexError: list index out of range",
+    "error: expected ';' before '}' token",
+    "KeyError: 'id'",
+    "undefined is not a function",
+    "404 from the API",
+    "a deadlock",
+    "cannot borrow `x` as mutable",
+    "permission denied (publickey)",
+    "merge conflict",
+    "CORS error",
+    "a memory leak",
+    "SyntaxError: invalid syntax",
+    "stack overflow",
+    "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff",
+]
+FIELDS = [
+    "names",
+    "dates",
+    "email addresses",
+    "phone numbers",
+    "prices",
+    "locations",
+    "company names",
+    "order numbers",
+    "deadlines",
+    "product names",
+    "people",
+    "organizations",
+    "skills",
+    "ingredients",
+    "symptoms",
+    "action items",
+    "keywords",
+    "invoice numbers",
+    "addresses",
+    "amounts",
+    "job titles",
+    "URLs",
+]
+LABELS = (
+    "positive, negative or neutral",
+    "spam or not spam",
+    "urgent or not urgent",
+    "billing, technical, or sales",
+    "sports, politics, business, or science",
+    "complaint or praise",
+)
 
-SUBJECT_NOUNS = "The council, A group of researchers, The company, Our team, The old bridge, Several farmers, The museum, A local school, The minister, The orchestra, Two engineers, The hospital, A new study, The river, Most residents, The captain, The festival, A young chef".split(", ")
-VERBS = "announced, rejected, opened, delayed, described, repaired, visited, discovered, sold, praised, lost, expanded, cancelled, reviewed, found, moved, welcomed, closed".split(", ")
-OBJECTS = "a plan for the harbour, the annual budget, a rare species of beetle, more than forty jobs, its northern branch, a collection of letters, the results of the vote, an unusual recipe, a safer method of storage, the winter timetable, three paintings, a contract with the city, the oldest map of the region, a programme for young people".split(", ")
-ENDINGS = "after a long debate, despite heavy rain, for the first time in ten years, to everyone's surprise, without giving a reason, in early spring, according to a spokesperson, because costs had doubled, near the town hall, with help from volunteers, last Tuesday, before the season began".split(", ")
+SUBJECT_NOUNS = [
+    "The council",
+    "A group of researchers",
+    "The company",
+    "Our team",
+    "The old bridge",
+    "Several farmers",
+    "The museum",
+    "A local school",
+    "The minister",
+    "The orchestra",
+    "Two engineers",
+    "The hospital",
+    "A new study",
+    "The river",
+    "Most residents",
+    "The captain",
+    "The festival",
+    "A young chef",
+]
+VERBS = [
+    "announced",
+    "rejected",
+    "opened",
+    "delayed",
+    "described",
+    "repaired",
+    "visited",
+    "discovered",
+    "sold",
+    "praised",
+    "lost",
+    "expanded",
+    "cancelled",
+    "reviewed",
+    "found",
+    "moved",
+    "welcomed",
+    "closed",
+]
+OBJECTS = [
+    "a plan for the harbour",
+    "the annual budget",
+    "a rare species of beetle",
+    "more than forty jobs",
+    "its northern branch",
+    "a collection of letters",
+    "the results of the vote",
+    "an unusual recipe",
+    "a safer method of storage",
+    "the winter timetable",
+    "three paintings",
+    "a contract with the city",
+    "the oldest map of the region",
+    "a programme for young people",
+]
+ENDINGS = [
+    "after a long debate",
+    "despite heavy rain",
+    "for the first time in ten years",
+    "to everyone's surprise",
+    "without giving a reason",
+    "in early spring",
+    "according to a spokesperson",
+    "because costs had doubled",
+    "near the town hall",
+    "with help from volunteers",
+    "last Tuesday",
+    "before the season began",
+]
 FOREIGN = (
     "Der Zug nach Hamburg hat heute leider dreißig Minuten Verspätung.", "Bitte schicken Sie mir die Rechnung bis Freitag.", "Wir haben das Haus am See verkauft.",
     "Le musée est fermé le lundi et les jours fériés.", "Je voudrais réserver une table pour deux personnes ce soir.", "Nous avons bien reçu votre commande.",
@@ -75,7 +457,7 @@ Rng = random.Random
 class Passages:
     """Sentences that people might paste: those that the list `extra` brings, of documentation, and of a small grammar."""
 
-    extra: list[str] = []
+    extra: ClassVar[list[str]] = []
 
 
 @cache
@@ -84,7 +466,9 @@ def _documentation() -> list[str]:
     from pydoc_data import topics  # noqa: PLC0415 -- a large module of text
 
     pages = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[2] / "docs").glob("*.md"))]
-    found = re.findall(r"(?<=[.!?] )[A-Z][a-z][^.|`\n<>*_]{30,160}[.!?]", " ".join([*topics.topics.values(), *pages]).replace("\n", " "))
+    found = re.findall(
+        r"(?<=[.!?] )[A-Z][a-z][^.|`\n<>*_]{30,160}[.!?]", " ".join([*topics.topics.values(), *pages]).replace("\n", " ")
+    )
     return sorted({re.sub(r"\s+", " ", one) for one in found})
 
 
@@ -96,7 +480,9 @@ def passage(rng: Rng, sentences: int = 0) -> str:
         return " ".join(rng.choice(Passages.extra) for _ in range(count))
     if kind < 0.7:
         return " ".join(rng.choice(_documentation()) for _ in range(count))
-    return " ".join(f"{rng.choice(SUBJECT_NOUNS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(ENDINGS)}." for _ in range(count))
+    return " ".join(
+        f"{rng.choice(SUBJECT_NOUNS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(ENDINGS)}." for _ in range(count)
+    )
 
 
 def functions(of: Callable[[str], bool]) -> list[str]:
@@ -113,7 +499,9 @@ def functions(of: Callable[[str], bool]) -> list[str]:
 
 def other_code(rng: Rng) -> str:
     """A few lines of another language."""
-    a, b, c = (rng.choice(("user", "order", "item", "total", "count", "index", "node", "value", "customer", "price")) for _ in range(3))
+    a, b, c = (
+        rng.choice(("user", "order", "item", "total", "count", "index", "node", "value", "customer", "price")) for _ in range(3)
+    )
     n = rng.randrange(100)
     return rng.choice(
         (
@@ -127,7 +515,7 @@ def other_code(rng: Rng) -> str:
             f"func {a}({b} []int) int {{\n\t{c} := 0\n\tfor _, v := range {b} {{ {c} += v }}\n\treturn {c}\n}}",
             f".{a} {{ display: flex; margin: {n}px; color: #fff; }}",
             f"<?php\n${a} = $_GET['{b}'];\necho htmlspecialchars(${a});",
-            f"{a}:\n  image: {b}:latest\n  ports:\n    - \"{n}:80\"\n  environment:\n    - {c.upper()}=1",
+            f'{a}:\n  image: {b}:latest\n  ports:\n    - "{n}:80"\n  environment:\n    - {c.upper()}=1',
         )
     )
 
@@ -147,7 +535,7 @@ def code(rng: Rng, snippets: list[str]) -> str:
             f"Review this pull request diff.\n{fenced}", f"Is there a bug in here?\n{fenced}", f"What is the output of this program?\n{fenced}", f"Optimize this query:\n{fenced}", f"{fenced}\nmake this faster",
             f"How do I fix {error} in {lib}?", f"getting {error} when I run my {lang} app with {lib}", f"What's the difference between a list and a tuple in {lang}?", f"How to install {lib} and connect it to {rng.choice(LIBRARIES)}?",
             f"Write a regex that matches {rng.choice(('dates', 'phone numbers', 'hex colors', 'IPv4 addresses', 'HTML tags'))}.", f"Write a SQL query that returns the top {rng.randrange(2, 20)} {rng.choice(('customers', 'orders', 'products'))} by revenue.",
-            f"How can I undo the last commit in git?", f"Write a Dockerfile for a {lang} app using {lib}.", f"Set up a CI pipeline with {lib} for my {lang} repo", f"How do I use async and await in {lang}?",
+            "How can I undo the last commit in git?", f"Write a Dockerfile for a {lang} app using {lib}.", f"Set up a CI pipeline with {lib} for my {lang} repo", f"How do I use async and await in {lang}?",
             f"{error}", f"$ ./run.sh\n{error}\nwhat now?", f"Build a {rng.choice(('todo app', 'chat server', 'snake game', 'web scraper', 'calculator', 'blog'))} with {lib} in {lang}.", f"What does the `{rng.choice(('const', 'yield', 'volatile', 'final', 'defer', 'unsafe'))}` keyword do in {lang}?", f"Best practice for {rng.choice(('logging', 'mocking', 'error handling', 'dependency injection', 'caching'))} in {lang} unit tests?", f"Wie verbinde ich in {lib} zwei Tabellen?", f"Comment lire un fichier JSON en {lang} ?", f"¿Cómo se recorre un array en {lang}?", f"怎么在 {lang} 里连接数据库？",
             f"Schreibe eine {lang}-Funktion, die eine Liste sortiert.", f"Warum bekomme ich {error}?\n{fenced}", f"Écris une fonction {lang} qui trie un tableau.", f"Pourquoi ce code ne marche pas ?\n{fenced}",
             f"Escribe una función en {lang} que ordene una lista.", f"¿Por qué falla este código?\n{fenced}", f"Scrivi una funzione {lang} che legge un file.", f"Escreva um script em {lang} para ler um arquivo.",
@@ -182,13 +570,28 @@ def math(rng: Rng) -> str:
 def translation(rng: Rng) -> str:
     language, second = rng.sample(LANGUAGES, 2)
     text = rng.choice(FOREIGN) if rng.random() < 0.4 else passage(rng, rng.choice((1, 1, 2, 4)))
-    short = rng.choice(("good morning", "thank you very much", "where is the bathroom", "I love you", "the bill, please", "see you tomorrow", "how much is it", "cheese", "dog", "happy birthday", "I am lost", "excuse me"))
+    short = rng.choice(
+        (
+            "good morning",
+            "thank you very much",
+            "where is the bathroom",
+            "I love you",
+            "the bill, please",
+            "see you tomorrow",
+            "how much is it",
+            "cheese",
+            "dog",
+            "happy birthday",
+            "I am lost",
+            "excuse me",
+        )
+    )
     return rng.choice(
         (
-            f"Translate to {language}: {text}", f"Translate the following text into {language}:\n\n{text}", f"Please translate this into {language}.\n{text}", f"{text}\n\nTranslate this to {language}.", f"{text}\n\n-> {language}", f"translate \"{text}\" from {second} to {language}",
+            f"Translate to {language}: {text}", f"Translate the following text into {language}:\n\n{text}", f"Please translate this into {language}.\n{text}", f"{text}\n\nTranslate this to {language}.", f"{text}\n\n-> {language}", f'translate "{text}" from {second} to {language}',
             f"How do you say '{short}' in {language}?", f"how would i say {short} in {language}", f"what is {short} in {language}", f"What's the {language} word for {short}?", f"tell me how to say {short} in {language}", f"i need to know how to say {short} in {language}", f"what do people in {rng.choice(PLACES)} say for {short}",
             f"Give me the {language} translation of the paragraph below, keep the tone formal.\n{text}", f"Can you translate this email into {language} for me? {text}", f"Render this in idiomatic {language}: {text}", f"{language} translation please: {text}", f"What does '{text}' mean in {language}?",
-            f"Translate this {second} sentence: {text}", f"Translate the JSON values into {language}, keep the keys.\n{{\"title\": \"{text}\"}}", f"Localize these app strings for {language} users:\n{text}", f"I need this subtitle in {language}: {text}", f"into {language}: {text}",
+            f"Translate this {second} sentence: {text}", f'Translate the JSON values into {language}, keep the keys.\n{{"title": "{text}"}}', f"Localize these app strings for {language} users:\n{text}", f"I need this subtitle in {language}: {text}", f"into {language}: {text}",
             f"Übersetze ins {rng.choice(SPRACHEN)}: {text}", f"Bitte übersetzen Sie den folgenden Text ins {rng.choice(SPRACHEN)}.\n{text}", f"Was heißt '{text}' auf {rng.choice(('Englisch', 'Französisch', 'Spanisch'))}?", f"Kannst du mir das ins {rng.choice(SPRACHEN)} übersetzen? {text}",
             f"Traduis en {rng.choice(LANGUES)} : {text}", f"Pouvez-vous traduire ce texte en {rng.choice(LANGUES)} ?\n{text}", f"Comment dit-on « {short} » en {rng.choice(LANGUES)} ?", f"Traduce al {rng.choice(IDIOMAS)}: {text}", f"¿Cómo se dice '{short}' en {rng.choice(IDIOMAS)}?",
             f"Traduci in {rng.choice(('inglese', 'francese', 'tedesco'))}: {text}", f"Traduza para o {rng.choice(('inglês', 'espanhol', 'francês'))}: {text}", f"Vertaal naar het {rng.choice(('Engels', 'Duits', 'Frans'))}: {text}", f"Przetłumacz na {rng.choice(('angielski', 'niemiecki'))}: {text}",
@@ -202,7 +605,27 @@ def summary(rng: Rng) -> str:
     text = passage(rng, rng.choice((4, 6, 9, 14, 20)))
     if rng.random() < 0.2:
         text = "\n".join(f"{rng.choice(PEOPLE)}: {passage(rng, 1)}" for _ in range(8))
-    n, kind = rng.randrange(1, 9), rng.choice(("article", "text", "email", "report", "meeting transcript", "paper", "chapter", "conversation", "thread", "document", "review", "story", "passage", "notes"))
+    n, kind = (
+        rng.randrange(1, 9),
+        rng.choice(
+            (
+                "article",
+                "text",
+                "email",
+                "report",
+                "meeting transcript",
+                "paper",
+                "chapter",
+                "conversation",
+                "thread",
+                "document",
+                "review",
+                "story",
+                "passage",
+                "notes",
+            )
+        ),
+    )
     return rng.choice(
         (
             f"Summarize the following {kind}:\n\n{text}", f"Summarise this in {n} sentences.\n{text}", f"{text}\n\nTL;DR", f"tl;dr: {text}", f"Give me the key points of this {kind}:\n{text}", f"{text}\n\nSummarize the above {kind} in {n} bullet points.", f"What are the main takeaways?\n\n{text}", f"Condense this {kind} to {n * 20} words: {text}",
@@ -222,9 +645,9 @@ def extraction(rng: Rng) -> str:
     one, two, three = rng.sample(FIELDS, 3)
     return rng.choice(
         (
-            f"Extract all {one} from the following text:\n{text}", f"Extract the {one} and {two} as JSON: {text}", f"{text}\n\nList every {one} mentioned above.", f"From the text below, pull out {one}, {two} and {three}.\n\n{text}", f"Return JSON with the keys \"{one}\", \"{two}\".\n{text}", f"Find all {one} in this email: {text}", f"Parse this into a table with columns {one}, {two}, {three}:\n{text}",
+            f"Extract all {one} from the following text:\n{text}", f"Extract the {one} and {two} as JSON: {text}", f"{text}\n\nList every {one} mentioned above.", f"From the text below, pull out {one}, {two} and {three}.\n\n{text}", f'Return JSON with the keys "{one}", "{two}".\n{text}', f"Find all {one} in this email: {text}", f"Parse this into a table with columns {one}, {two}, {three}:\n{text}",
             f"Identify the named entities (people, places, organizations) in this sentence: {text}", f"Classify the sentiment of this review as {rng.choice(LABELS)}: {text}", f"Label the following message as {rng.choice(LABELS)}.\n{text}", f"Is this message {rng.choice(LABELS)}?\n\n{text}", f"Which {one} appear in the passage?\n{text}", f"Tag each sentence with its topic: {text}",
-            f"Count how many times the word \"the\" appears in this paragraph: {text}", f"Convert the following records to CSV:\nname: {who}, city: {place}\nname: {rng.choice(PEOPLE)}, city: {rng.choice(PLACES)}", f"Fill in this schema from the text. {{\"{one}\": str, \"{two}\": list}}\n{text}", f"Read the invoice and give me the total, the date and the {one}.\n{text}", f"Who is mentioned in this text, and what is their role?\n{text}",
+            f'Count how many times the word "the" appears in this paragraph: {text}', f"Convert the following records to CSV:\nname: {who}, city: {place}\nname: {rng.choice(PEOPLE)}, city: {rng.choice(PLACES)}", f'Fill in this schema from the text. {{"{one}": str, "{two}": list}}\n{text}', f"Read the invoice and give me the total, the date and the {one}.\n{text}", f"Who is mentioned in this text, and what is their role?\n{text}",
             f"Based only on the document below, what is the {one[:-1]}?\n{text}", f"Get the {one} out of this: {text}", f"Output only the {one}, one per line.\n{text}", f"Categorize this ticket: {rng.choice(LABELS)}. {text}", f"Answer using the context.\nContext: {text}\nQuestion: where was it?\nAnswer:", f"Date,Open,Close\n2022-01-0{rng.randrange(1, 9)},{rng.randrange(99)},{rng.randrange(99)}\nExtract the highest close.",
             f"Which {one} are mentioned here? {text}", f"{text} -> {one}, {two}", f"Turn this into structured data with the fields {one}, {two}: {text}", f"Classify: '{passage(rng, 1)}' -> refund | delivery | other", f"Does this message express anger, fear or joy? '{passage(rng, 1)}'", f"List all {one} in this transcript.\n{text}", f"Give me a JSON array of the {one}: {text}", f"Mark each line as fact or opinion.\n1. {passage(rng, 1)}\n2. {passage(rng, 1)}", f"Lies {rng.choice(('das Datum', 'den Namen', 'die Nummer'))} aus: {text}", f"Relève {rng.choice(('les noms', 'les dates', 'les lieux'))} dans ce texte : {text}", f"¿Qué {rng.choice(('personas', 'fechas', 'lugares'))} se mencionan? {text}", f"列出文中所有的{rng.choice(('公司', '金额', '地点'))}：{text}",
             f"Extrahiere alle Namen und Daten aus dem Text: {text}", f"Welche Personen werden im Text genannt?\n{text}", f"Extrais les noms et les dates du texte suivant : {text}", f"Extrae los nombres y las fechas del texto: {text}", f"Estrai tutti i nomi dal testo: {text}", f"Extraia os nomes e valores do texto: {text}", f"从下面的文本中提取所有人名和日期：{text}", f"次の文章から名前と日付を抽出してください。{text}", f"Извлеки все имена и даты из текста: {text}", f"다음 글에서 이름과 날짜를 추출해 주세요. {text}",
@@ -243,8 +666,8 @@ def writing(rng: Rng) -> str:
             f"Write a {n * 100}-word essay on {topic}.", f"Write an outline for a blog post about {topic}.", f"Rewrite this to sound more professional: {text}", f"Rephrase the following paragraph: {text}", f"Proofread and improve this text:\n{text}", f"Make this email more polite.\n{text}", f"Fix the grammar: {text}", f"{text}\n\nRewrite this in a casual tone.", f"Continue this story: {text}", f"Paraphrase: {text}", f"Correct the spelling and punctuation. {text}",
             f"Write an email to my {rng.choice(('boss', 'landlord', 'teacher', 'team', 'customer', 'neighbour'))} about {subject}.", f"Draft a reply to this message: {text}", f"Help me write a message to {rng.choice(PEOPLE)} about {subject}", f"Come up with {n} titles for {article} {genre} about {subject}.", f"Give me {n} catchy slogans for {subject}", f"Brainstorm names for {subject}", f"Write dialogue between {rng.choice(PEOPLE)} and {rng.choice(PEOPLE)} about {subject}.",
             f"Describe {subject} in vivid, sensory detail.", f"Turn these notes into {article} {genre}: {text}", f"Expand this into a full paragraph: {text}", f"Write lyrics for {article} song about {subject}", f"Edit my cover letter:\n{text}", f"Make it rhyme: {text}", f"Write a review of {subject}", f"Imagine you are writing {article} {genre}. Develop the key points on {topic}.",
-            f"Schreibe ein Gedicht über {rng.choice(('den Herbst', 'das Meer', 'die Liebe'))}.", f"Schreib eine höfliche E-Mail an meinen Chef.", f"Formuliere diesen Text freundlicher: {text}", f"Écris un poème sur {rng.choice(('la mer', 'l automne', 'la ville'))}.", f"Rédige un courriel poli à mon propriétaire.", f"Escribe un cuento sobre {rng.choice(('el mar', 'un dragón', 'la luna'))}.", f"Redacta un correo formal para mi jefe.",
-            f"Scrivi una poesia {rng.choice(('sul mare', 'sulla luna'))}.", f"Escreva um poema sobre {rng.choice(('o mar', 'a lua'))}.", f"写一首关于{rng.choice(('秋天', '大海', '月亮'))}的诗。", f"帮我写一封给老板的邮件。", f"{rng.choice(('海', '秋', '月'))}についての詩を書いてください。", f"Напиши стихотворение про {rng.choice(('осень', 'море', 'луну'))}.", f"Напиши вежливое письмо начальнику.", f"Deniz hakkında bir şiir yaz.",
+            f"Schreibe ein Gedicht über {rng.choice(('den Herbst', 'das Meer', 'die Liebe'))}.", "Schreib eine höfliche E-Mail an meinen Chef.", f"Formuliere diesen Text freundlicher: {text}", f"Écris un poème sur {rng.choice(('la mer', 'l automne', 'la ville'))}.", "Rédige un courriel poli à mon propriétaire.", f"Escribe un cuento sobre {rng.choice(('el mar', 'un dragón', 'la luna'))}.", "Redacta un correo formal para mi jefe.",
+            f"Scrivi una poesia {rng.choice(('sul mare', 'sulla luna'))}.", f"Escreva um poema sobre {rng.choice(('o mar', 'a lua'))}.", f"写一首关于{rng.choice(('秋天', '大海', '月亮'))}的诗。", "帮我写一封给老板的邮件。", f"{rng.choice(('海', '秋', '月'))}についての詩を書いてください。", f"Напиши стихотворение про {rng.choice(('осень', 'море', 'луну'))}.", "Напиши вежливое письмо начальнику.", "Deniz hakkında bir şiir yaz.",
         )
     )  # fmt: skip
 
@@ -261,9 +684,9 @@ def question(rng: Rng) -> str:
             f"Which of the following best describes {topic}?\n{lettered}\nAnswer:", f"{topic[0].upper() + topic[1:]} is most closely related to\n{lettered}\nAnswer:", f"Which one of these is true of {topic}?\n{lettered}\nAnswer:", f"According to {figure}, {topic} leads to\n{lettered}\nAnswer:", f"All of the following are examples of {topic} EXCEPT\n{lettered}\nAnswer:",
             f"how far is {place} from the sea", f"What is the population of {place}?", f"what language do they speak in {place}", f"What happens to the body during {topic}?", f"What are the symptoms of {rng.choice(('flu', 'anemia', 'asthma', 'measles', 'migraine'))}?", f"who invented {rng.choice(('the telephone', 'the light bulb', 'paper', 'the printing press'))}", f"define {rng.choice(('entropy', 'irony', 'hegemony', 'inertia', 'catalyst', 'sovereignty'))}",
             f"what does {rng.choice(('ephemeral', 'esoteric', 'pragmatic', 'ubiquitous', 'candid'))} mean", f"Fill in the blank: {figure} was born in ____.", f"How many {rng.choice(('bones', 'muscles', 'planets', 'continents', 'keys'))} are there in {rng.choice(('the human body', 'the solar system', 'the world', 'a piano'))}?", f"Is it true that {topic} was discovered in {place}?", f"Give me five interesting facts about {topic}.",
-            f"Why do {rng.choice(('cats purr', 'leaves change color', 'we yawn', 'birds sing', 'stars twinkle', 'people dream'))}?", f"What books would you recommend about {topic}?", f"What are the legal requirements for {topic} in {place}?", f"If all A are B and some B are C, are some A necessarily C?", f"Which word does not belong: {', '.join(rng.sample(THINGS, 4))}?",
-            f"Was ist {rng.choice(('Photosynthese', 'Inflation', 'ein Schwarzes Loch', 'die Gewaltenteilung'))}?", f"Erkläre mir {rng.choice(('die Relativitätstheorie', 'den Kalten Krieg', 'das Immunsystem'))}.", f"Wer war {figure}?", f"Qu'est-ce que {rng.choice(('la photosynthèse', 'l inflation', 'le Big Bang'))} ?", f"Explique-moi {rng.choice(('la guerre froide', 'la gravité'))}.", f"Qui était {figure} ?", f"¿Qué es {rng.choice(('la fotosíntesis', 'la inflación', 'un agujero negro'))}?", f"¿Quién fue {figure}?", f"¿Por qué es azul el cielo?",
-            f"Che cos'è {rng.choice(('la fotosintesi', 'l inflazione'))}?", f"O que é {rng.choice(('fotossíntese', 'inflação'))}?", f"什么是{rng.choice(('光合作用', '通货膨胀', '黑洞'))}？", f"为什么天空是蓝色的？", f"{rng.choice(('光合成', 'ブラックホール'))}とは何ですか。", f"Что такое {rng.choice(('фотосинтез', 'инфляция', 'чёрная дыра'))}?", f"Кто такой {figure}?", f"{rng.choice(('광합성', '블랙홀'))}이 무엇인가요?", f"Enflasyon nedir?",
+            f"Why do {rng.choice(('cats purr', 'leaves change color', 'we yawn', 'birds sing', 'stars twinkle', 'people dream'))}?", f"What books would you recommend about {topic}?", f"What are the legal requirements for {topic} in {place}?", "If all A are B and some B are C, are some A necessarily C?", f"Which word does not belong: {', '.join(rng.sample(THINGS, 4))}?",
+            f"Was ist {rng.choice(('Photosynthese', 'Inflation', 'ein Schwarzes Loch', 'die Gewaltenteilung'))}?", f"Erkläre mir {rng.choice(('die Relativitätstheorie', 'den Kalten Krieg', 'das Immunsystem'))}.", f"Wer war {figure}?", f"Qu'est-ce que {rng.choice(('la photosynthèse', 'l inflation', 'le Big Bang'))} ?", f"Explique-moi {rng.choice(('la guerre froide', 'la gravité'))}.", f"Qui était {figure} ?", f"¿Qué es {rng.choice(('la fotosíntesis', 'la inflación', 'un agujero negro'))}?", f"¿Quién fue {figure}?", "¿Por qué es azul el cielo?",
+            f"Che cos'è {rng.choice(('la fotosintesi', 'l inflazione'))}?", f"O que é {rng.choice(('fotossíntese', 'inflação'))}?", f"什么是{rng.choice(('光合作用', '通货膨胀', '黑洞'))}？", "为什么天空是蓝色的？", f"{rng.choice(('光合成', 'ブラックホール'))}とは何ですか。", f"Что такое {rng.choice(('фотосинтез', 'инфляция', 'чёрная дыра'))}?", f"Кто такой {figure}?", f"{rng.choice(('광합성', '블랙홀'))}이 무엇인가요?", "Enflasyon nedir?",
         )
     )  # fmt: skip
 
@@ -275,11 +698,11 @@ def chat(rng: Rng) -> str:
     return rng.choice(
         (
             "hi", "hello!", "hey, how are you?", "good morning", f"hi, i'm {who.lower()}", "thanks!", "thank you, that was helpful", "ok", "yes please", "no, not that one", "bye", "lol", "are you a bot?", "what's your name", "where are you from", "do you like music", "what can you do for me", "you're great", "tell me a joke", "i'm bored", "how was your day?", "can you help me?", "go on", "hmm, i don't know", "really?", "never mind",
-            f"remind me to call {who} {when}", f"set an alarm for {rng.randrange(1, 12)} am", f"play some {rng.choice(('jazz', 'rock', 'classical music'))}", f"book a table for {rng.randrange(2, 9)} {when}", f"what's the weather like in {place} {when}", f"add milk to my shopping list", f"text {who} that i'm late", f"cancel my appointment {when}", f"turn the volume up", f"what's on my calendar {when}", f"schedule a meeting with {who} {when}", f"find me a flight to {place}", f"how do i get to {place} from here", "call me a taxi",
-            "i lost my card, what should i do?", "why was my payment declined", "my order still hasn't arrived", "i want a refund", "how do i reset my password", "please cancel my subscription", "what's my balance", "why was i charged twice", "how can i change my address", "i can't log in to my account", "when will my new card arrive", "is there a fee for transferring money", f"i need to report fraud on my account", f"can i upgrade my ticket to {place}",
-            f"Pretend you are {figure}. What do you think of {rng.choice(('smartphones', 'modern art', 'coffee'))}?", f"You are a pirate. Answer me like one.", f"Let's role play: you're a shopkeeper in {place} and I am a customer.", f"Act as my {rng.choice(('therapist', 'travel guide', 'coach', 'interviewer', 'doctor', 'chef'))}. I'll begin.", f"Take on the role of {figure} throughout this conversation. First question: are you happy?", f"Imagine yourself as {subject}. How do you feel?",
-            f"I feel sad today, {who} and I had a fight.", f"should i text {who.lower()} back or wait?", f"i'm nervous about my interview {when}", "what should i cook tonight?", "any movie recommendations?", f"what should i wear to a wedding in {place}", "i can't decide between two jobs, what do you think?", f"my dog {rng.choice(('died', 'is sick', 'ate my shoe'))} :(", f"guess what happened today", "do you think people are good?", "what's your favorite color and why",
-            "Hallo, wie geht's?", "Danke, das war hilfreich!", "Guten Morgen", f"Erinnere mich morgen an den Termin", "Mir ist langweilig, erzähl mir einen Witz", "Ich habe meine Karte verloren", "Salut, ça va ?", "Merci beaucoup !", "Bonjour, comment tu t'appelles ?", "J'ai perdu ma carte bancaire", "¡Hola! ¿Cómo estás?", "Muchas gracias", "Cuéntame un chiste", "He perdido mi tarjeta", "Ciao, come stai?", "Grazie mille", "Oi, tudo bem?", "Obrigado!", "你好", "谢谢你", "你今天怎么样？", "我的订单还没到", "こんにちは、元気ですか", "ありがとう", "Привет, как дела?", "Спасибо большое", "안녕하세요", "감사합니다", "Merhaba, nasılsın?", "مرحبا كيف حالك",
+            f"remind me to call {who} {when}", f"set an alarm for {rng.randrange(1, 12)} am", f"play some {rng.choice(('jazz', 'rock', 'classical music'))}", f"book a table for {rng.randrange(2, 9)} {when}", f"what's the weather like in {place} {when}", "add milk to my shopping list", f"text {who} that i'm late", f"cancel my appointment {when}", "turn the volume up", f"what's on my calendar {when}", f"schedule a meeting with {who} {when}", f"find me a flight to {place}", f"how do i get to {place} from here", "call me a taxi",
+            "i lost my card, what should i do?", "why was my payment declined", "my order still hasn't arrived", "i want a refund", "how do i reset my password", "please cancel my subscription", "what's my balance", "why was i charged twice", "how can i change my address", "i can't log in to my account", "when will my new card arrive", "is there a fee for transferring money", "i need to report fraud on my account", f"can i upgrade my ticket to {place}",
+            f"Pretend you are {figure}. What do you think of {rng.choice(('smartphones', 'modern art', 'coffee'))}?", "You are a pirate. Answer me like one.", f"Let's role play: you're a shopkeeper in {place} and I am a customer.", f"Act as my {rng.choice(('therapist', 'travel guide', 'coach', 'interviewer', 'doctor', 'chef'))}. I'll begin.", f"Take on the role of {figure} throughout this conversation. First question: are you happy?", f"Imagine yourself as {subject}. How do you feel?",
+            f"I feel sad today, {who} and I had a fight.", f"should i text {who.lower()} back or wait?", f"i'm nervous about my interview {when}", "what should i cook tonight?", "any movie recommendations?", f"what should i wear to a wedding in {place}", "i can't decide between two jobs, what do you think?", f"my dog {rng.choice(('died', 'is sick', 'ate my shoe'))} :(", "guess what happened today", "do you think people are good?", "what's your favorite color and why",
+            "Hallo, wie geht's?", "Danke, das war hilfreich!", "Guten Morgen", "Erinnere mich morgen an den Termin", "Mir ist langweilig, erzähl mir einen Witz", "Ich habe meine Karte verloren", "Salut, ça va ?", "Merci beaucoup !", "Bonjour, comment tu t'appelles ?", "J'ai perdu ma carte bancaire", "¡Hola! ¿Cómo estás?", "Muchas gracias", "Cuéntame un chiste", "He perdido mi tarjeta", "Ciao, come stai?", "Grazie mille", "Oi, tudo bem?", "Obrigado!", "你好", "谢谢你", "你今天怎么样？", "我的订单还没到", "こんにちは、元気ですか", "ありがとう", "Привет, как дела?", "Спасибо большое", "안녕하세요", "감사합니다", "Merhaba, nasılsın?", "مرحبا كيف حالك",
         )
     )  # fmt: skip
 
@@ -303,24 +726,37 @@ BARE = {
 """What stands alone in a message when the system prompt says what to do with it."""
 
 
-def prompts(per_task: int, *, seed: int = 5, code_from: Callable[[str], bool] = lambda stem: True) -> Iterator[tuple[str, str, str]]:
+def prompts(
+    per_task: int, *, seed: int = 5, code_from: Callable[[str], bool] = lambda stem: True
+) -> Iterator[tuple[str, str, str]]:
     """(task, text, system prompt); as many of each task, in a fixed order for a seed and a Python version."""
     rng = random.Random(seed)
     snippets = functions(code_from)
-    makers = {"math": math, "translation": translation, "summary": summary, "extraction": extraction, "writing": writing, "question": question, "chat": chat}
+    makers = {
+        "math": math,
+        "translation": translation,
+        "summary": summary,
+        "extraction": extraction,
+        "writing": writing,
+        "question": question,
+        "chat": chat,
+    }
     for _ in range(per_task):
-        for task in SYSTEMS:
+        for task, systems in SYSTEMS.items():
             text = code(rng, snippets) if task == "code" else makers[task](rng)
-            system = rng.choice(SYSTEMS[task]) if rng.random() < 0.1 else rng.choice(PLAIN_SYSTEMS)
+            system = rng.choice(systems) if rng.random() < 0.1 else rng.choice(PLAIN_SYSTEMS)
             if task in BARE and rng.random() < 0.06:
-                text, system = BARE[task](rng), rng.choice(SYSTEMS[task])
+                text, system = BARE[task](rng), rng.choice(systems)
             yield task, polite(rng, text), system
 
 
 def polite(rng: Rng, text: str) -> str:
     """As people write: with a greeting, in lower case, without a full stop."""
     if rng.random() < 0.12:
-        text = rng.choice(("Hi! ", "Hello, ", "Please ", "Hey, ", "Can you help? ", "Quick question: ", "I have a task for you. ")) + text
+        text = (
+            rng.choice(("Hi! ", "Hello, ", "Please ", "Hey, ", "Can you help? ", "Quick question: ", "I have a task for you. "))
+            + text
+        )
     if rng.random() < 0.15:
         text = text.lower()
     return text.rstrip(".?") if rng.random() < 0.2 else text

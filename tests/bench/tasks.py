@@ -15,7 +15,6 @@ import gzip
 import json
 import math
 import random
-import statistics
 import timeit
 import tomllib
 import zlib
@@ -36,10 +35,32 @@ CUE_FACTOR = 4.0
 MARGIN = 0.1
 """In units of the log odds of the fitted vectors: below it the answer is `other`."""
 
-MATH_SUBJECTS = {"elementary_mathematics", "high_school_mathematics", "abstract_algebra", "college_mathematics", "high_school_statistics"}
-MT_TASKS = {"writing": "writing", "roleplay": "chat", "math": "math", "coding": "code", "extraction": "extraction", "stem": "question", "humanities": "question"}
+MATH_SUBJECTS = {
+    "elementary_mathematics",
+    "high_school_mathematics",
+    "abstract_algebra",
+    "college_mathematics",
+    "high_school_statistics",
+}
+MT_TASKS = {
+    "writing": "writing",
+    "roleplay": "chat",
+    "math": "math",
+    "coding": "code",
+    "extraction": "extraction",
+    "stem": "question",
+    "humanities": "question",
+}
 """MT-bench's categories; its `reasoning` has no counterpart and is left out."""
-CLINC_TASKS = {"translate": "translation", "definition": "question", "fun_fact": "question", "spelling": "question", "nutrition_info": "question", "distance": "question", "measurement_conversion": "math"}
+CLINC_TASKS = {
+    "translate": "translation",
+    "definition": "question",
+    "fun_fact": "question",
+    "spelling": "question",
+    "nutrition_info": "question",
+    "distance": "question",
+    "measurement_conversion": "math",
+}
 """Intents that are not plain requests to an assistant (`chat`)."""
 
 
@@ -133,7 +154,7 @@ def train(folder: Path | None) -> bytes:
     # and sets that were never seen lose (GSM8K 77 -> 48 %, the tuned hand-written prompts 74 -> 68 %).
     scale = 127 / np.abs(fitted).max()
     weights = np.rint(fitted * scale).astype(int) + 128
-    bias = tuple(int(round(one * scale)) for one in model.intercept_)
+    bias = tuple(round(float(one) * scale) for one in model.intercept_)
     return tasks.packed(names, weights.T.astype(np.uint8).tobytes(), bias, round(MARGIN * scale))
 
 
@@ -158,20 +179,29 @@ def judge(name: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str, s
 
 
 def confusion(found: list[tuple[str, str, str]]) -> None:
-    names = [name for name in tasks.TASKS]
+    names = list(tasks.TASKS)
     counts = Counter((meant, guessed) for meant, guessed, _ in found)
     print(f"\n{'meant':<12}" + "".join(f"{name[:7]:>8}" for name in names) + "   recall                  precision")
     for meant in names[:-1]:
         row = [counts[meant, guessed] for guessed in names]
         said = sum(counts[one, meant] for one in names)
         right = counts[meant, meant]
-        print(f"{meant:<12}" + "".join(f"{count:>8}" for count in row) + f"  {interval(right, sum(row)):<22}  {interval(right, said)}")
+        print(
+            f"{meant:<12}"
+            + "".join(f"{count:>8}" for count in row)
+            + f"  {interval(right, sum(row)):<22}  {interval(right, said)}"
+        )
 
 
 def times() -> None:
     """CPU of one call by size, least of many."""
     rng = random.Random(1)
-    sizes = {"a question of 40 characters": "why is the sky blue in the early evening", "a prompt of 300": task_texts.passage(rng, 4)[:300], "of 1,000 and more": task_texts.passage(rng, 60), "of 1,000 in Chinese": "会议推迟到下周一上午十点。" * 100}
+    sizes = {
+        "a question of 40 characters": "why is the sky blue in the early evening",
+        "a prompt of 300": task_texts.passage(rng, 4)[:300],
+        "of 1,000 and more": task_texts.passage(rng, 60),
+        "of 1,000 in Chinese": "会议推迟到下周一上午十点。" * 100,
+    }
     for name, text in sizes.items():
         data = {"messages": [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]}
         took = min(timeit.repeat(lambda data=data: tasks.task_of(data), number=50, repeat=40)) / 50

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from policy import slow_decide
 from hypothesis import given
 from hypothesis import strategies as st
+from policy import slow_decide
 from worlds import (
     DARK,
     EU,
