@@ -42,6 +42,7 @@ from gateway.http import ops, paths
 from gateway.http.cors import Cors
 from gateway.http.door import Door
 from gateway.http.inference import Edge, request_id
+from gateway.http.lane import Connections
 from gateway.ledger import Ledger, Record
 from gateway.local.frames import Hello, from_worker_decoder
 from gateway.logs import LogWriter
@@ -69,6 +70,8 @@ with 1,000 streams open each of those stops the loop for 50 ms. A request leaves
 
 
 OPEN_FILES = 65_536
+IDLE_S = 75
+"""A client's connection may lie idle for this long: longer than clients keep one, so that it is theirs to close."""
 SWITCH_S = 0.001
 """How long the loop and the log's thread leave each other waiting for the interpreter lock: with Python's own 5 ms the thread
 falls behind at some ten thousand tokens a second, and new requests are refused."""
@@ -409,7 +412,8 @@ async def serve(control_fd: int) -> None:
     config = uvicorn.Config(
         create_app(front),
         loop="uvloop",
-        http="httptools",
+        http=Connections(front.edge, idle_s=IDLE_S, cors=bool(front.config.server.cors_origins)),  # type: ignore[arg-type]  # called as a class is
+        timeout_keep_alive=IDLE_S,
         lifespan="on",
         access_log=False,
         log_config=None,

@@ -34,7 +34,7 @@ from gateway.errors import (
 )
 from gateway.health import HealthView
 from gateway.ledger import Ledger
-from gateway.patience import Patience
+from gateway.patience import Patience, Waits
 from gateway.policy.decision import Decision, Option
 from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
@@ -259,6 +259,7 @@ class Dispatch:
         self._health = health
         self._sleep = sleep
         self._draw = draw
+        self._waits = Waits()
 
     async def open(self, decision: Decision, prepare: Callable[[Option], Awaitable[Call]], ledger: Ledger) -> Opened:
         """The first candidate's answer that begins well. Raises the ApiError of the last failure when none does."""
@@ -340,7 +341,7 @@ class Dispatch:
         probes = self._health.started(option.name)
         opened: Opened | None = None
         began = time.monotonic()
-        patience = Patience(wait_s, f"no first event within {wait_s:.3g} s")
+        patience = Patience(self._waits, wait_s, f"no first event within {wait_s:.3g} s")
         try:
             with patience:
                 if call.upload is not None:

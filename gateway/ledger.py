@@ -158,6 +158,25 @@ class Ledger:
         self._on_token(_new_tuple(TokenEvent, event))
         self._index += 1
 
+    def contents(self, texts: list[tuple[int, str]]) -> None:
+        """As `content`, of (choice, text) that came together and nobody counted."""
+        if not texts:
+            return
+        ms = (time.perf_counter() - self._opened) * 1000
+        if self._first_ms is None:
+            self._first_ms = ms
+            self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
+        now, id_, upstream, source, log_text, index = (
+            time.time_ns(), self.request_id, self._upstream, self._source, self.log_text, self._index,
+        )  # fmt: skip
+        for choice, text in texts:
+            chars = len(text)
+            self.chars_out += chars
+            event = (now, id_, index, ms, 0, text if log_text else None, chars, upstream, source, choice)
+            self._on_token(_new_tuple(TokenEvent, event))
+            index += 1
+        self._index = index
+
     def close(self, ending: Ending, *, status: int, error: str = "") -> None:
         """Make the Record and hand it to the sinks; a second call does nothing."""
         if self._closed:

@@ -14,354 +14,52 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-LANGUAGES = [
-    "English",
-    "German",
-    "French",
-    "Spanish",
-    "Italian",
-    "Portuguese",
-    "Dutch",
-    "Polish",
-    "Russian",
-    "Turkish",
-    "Arabic",
-    "Hebrew",
-    "Hindi",
-    "Japanese",
-    "Korean",
-    "Chinese",
-    "Greek",
-    "Swedish",
-    "Danish",
-    "Norwegian",
-    "Finnish",
-    "Czech",
-    "Ukrainian",
-    "Vietnamese",
-    "Thai",
-    "Latin",
-    "Romanian",
-    "Hungarian",
-]
-SPRACHEN = [
-    "Deutsche",
-    "Englische",
-    "Französische",
-    "Spanische",
-    "Italienische",
-    "Polnische",
-    "Russische",
-    "Türkische",
-    "Japanische",
-]
-LANGUES = ["anglais", "français", "allemand", "espagnol", "italien", "portugais", "japonais", "arabe", "russe", "néerlandais"]
-IDIOMAS = ["inglés", "español", "francés", "alemán", "italiano", "portugués", "japonés", "chino", "árabe"]
-PROGRAMMING = [
-    "Python",
-    "JavaScript",
-    "TypeScript",
-    "Java",
-    "C",
-    "C++",
-    "C#",
-    "Go",
-    "Rust",
-    "Ruby",
-    "PHP",
-    "Kotlin",
-    "Swift",
-    "SQL",
-    "Bash",
-    "PowerShell",
-    "Haskell",
-    "Scala",
-    "R",
-    "Lua",
-    "Perl",
-]
-LIBRARIES = [
-    "pandas",
-    "numpy",
-    "React",
-    "Django",
-    "Flask",
-    "Spring",
-    "Vue",
-    "Kubernetes",
-    "Docker",
-    "PyTorch",
-    "FastAPI",
-    "Express",
-    "Postgres",
-    "Redis",
-    "Terraform",
-    "asyncio",
-    "Git",
-    "nginx",
-]
-PEOPLE = [
-    "Anna",
-    "Tom",
-    "Maria",
-    "James",
-    "Li",
-    "Ahmed",
-    "Sofia",
-    "Ken",
-    "Priya",
-    "Lucas",
-    "Emma",
-    "Omar",
-    "Julia",
-    "Daniel",
-    "Chloe",
-    "Igor",
-    "Fatima",
-    "Ben",
-    "Rosa",
-    "Kofi",
-]
-THINGS = [
-    "apples",
-    "books",
-    "pencils",
-    "tickets",
-    "cookies",
-    "marbles",
-    "chairs",
-    "stamps",
-    "bottles",
-    "cards",
-    "eggs",
-    "shirts",
-    "coins",
-    "boxes",
-    "flowers",
-    "lamps",
-]
-PLACES = [
-    "Paris",
-    "Berlin",
-    "Tokyo",
-    "Lagos",
-    "Lima",
-    "Oslo",
-    "Cairo",
-    "Toronto",
-    "Mumbai",
-    "Madrid",
-    "Seoul",
-    "Nairobi",
-    "Vienna",
-    "Lisbon",
-    "Chicago",
-    "Dublin",
-]
-TOPICS = [
-    "photosynthesis",
-    "the French Revolution",
-    "black holes",
-    "inflation",
-    "the immune system",
-    "plate tectonics",
-    "Buddhism",
-    "the Cold War",
-    "DNA replication",
-    "supply and demand",
-    "the water cycle",
-    "quantum entanglement",
-    "the Roman Empire",
-    "jazz",
-    "vaccines",
-    "volcanoes",
-    "impressionism",
-    "monetary policy",
-    "the theory of relativity",
-    "game theory",
-    "coral reefs",
-    "the Magna Carta",
-    "evolution",
-    "antibiotics",
-    "the Silk Road",
-    "climate change",
-    "constitutional law",
-    "the heart",
-    "solar power",
-    "Stoicism",
-    "tides",
-    "the stock market",
-    "whales",
-    "the Industrial Revolution",
-    "contract law",
-    "cognitive bias",
-    "osmosis",
-    "semiconductors",
-    "the Ottoman Empire",
-    "glaciers",
-    "copyright",
-    "the periodic table",
-    "nuclear fusion",
-    "Renaissance art",
-    "child development",
-    "chess",
-    "migration of birds",
-    "the nervous system",
-    "renewable energy",
-    "tuberculosis",
-    "the Treaty of Versailles",
-    "acids and bases",
-    "feudalism",
-    "the carbon cycle",
-    "diabetes",
-    "opera",
-]
-FIGURES = [
-    "Napoleon",
-    "Marie Curie",
-    "Confucius",
-    "Isaac Newton",
-    "Cleopatra",
-    "Gandhi",
-    "Aristotle",
-    "Darwin",
-    "Mozart",
-    "Lincoln",
-    "Ada Lovelace",
-    "Kant",
-]
-GENRES = [
-    "short story",
-    "poem",
-    "haiku",
-    "blog post",
-    "cover letter",
-    "speech",
-    "press release",
-    "product description",
-    "song",
-    "limerick",
-    "essay",
-    "newsletter",
-    "tweet",
-    "LinkedIn post",
-    "tagline",
-    "toast",
-    "wedding speech",
-    "recommendation letter",
-    "fairy tale",
-    "film script",
-    "horror story",
-    "sonnet",
-    "headline",
-    "job advert",
-    "complaint letter",
-    "apology email",
-    "thank-you note",
-    "fundraising email",
-    "opening chapter",
-    "monologue",
-    "dialogue",
-]
-SUBJECTS = [
-    "a lighthouse keeper",
-    "autumn in the mountains",
-    "a robot that learns to paint",
-    "our new coffee shop",
-    "a missed train",
-    "two old friends",
-    "a dragon who is afraid of fire",
-    "remote work",
-    "a used car",
-    "my late grandmother",
-    "a summer festival",
-    "our spring sale",
-    "a lost dog",
-    "the sea at night",
-    "a software release",
-    "a charity run",
-    "climate action",
-    "a difficult customer",
-    "time travel",
-    "a job as a nurse",
-    "my promotion",
-    "a family trip to Greece",
-]
-CODING = [
-    "reverses a linked list",
-    "parses a CSV file",
-    "finds duplicates in an array",
-    "checks whether a string is a palindrome",
-    "sorts a list of dictionaries by key",
-    "downloads a page and counts its links",
-    "implements a LRU cache",
-    "validates an email address",
-    "computes the Levenshtein distance",
-    "merges two sorted arrays",
-    "traverses a binary tree",
-    "reads a config file",
-    "sends a POST request",
-    "debounces a button click",
-    "converts Roman numerals",
-    "finds the shortest path in a graph",
-    "flattens a nested list",
-    "renames all files in a folder",
-    "connects to a database",
-    "generates a random password",
-    "counts words in a text file",
-    "implements quicksort",
-    "rotates a matrix",
-    "handles file uploads",
-    "retries on failure with backoff",
-    "draws a bar chart",
-    "checks if a number is prime",
-    "prints the Fibonacci numbers",
-]
-ERRORS = [
-    "TypeError: 'NoneType' object is not subscriptable",
-    "NullPointerException",
-    "segmentation fault (core dumped)",
-    "ModuleNotFoundError: No module named 'requests'",
-    "Uncaught ReferenceError: x is not defined",
-    "IndexError: list index out of range",
-    "error: expected ';' before '}' token",
-    "KeyError: 'id'",
-    "undefined is not a function",
-    "404 from the API",
-    "a deadlock",
-    "cannot borrow `x` as mutable",
-    "permission denied (publickey)",
-    "merge conflict",
-    "CORS error",
-    "a memory leak",
-    "SyntaxError: invalid syntax",
-    "stack overflow",
-    "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff",
-]
-FIELDS = [
-    "names",
-    "dates",
-    "email addresses",
-    "phone numbers",
-    "prices",
-    "locations",
-    "company names",
-    "order numbers",
-    "deadlines",
-    "product names",
-    "people",
-    "organizations",
-    "skills",
-    "ingredients",
-    "symptoms",
-    "action items",
-    "keywords",
-    "invoice numbers",
-    "addresses",
-    "amounts",
-    "job titles",
-    "URLs",
-]
+LANGUAGES = "English German French Spanish Italian Portuguese Dutch Polish Russian Turkish Arabic Hebrew Hindi Japanese Korean Chinese Greek Swedish Danish Norwegian Finnish Czech Ukrainian Vietnamese Thai Latin Romanian Hungarian".split()
+SPRACHEN = "Deutsche Englische Französische Spanische Italienische Polnische Russische Türkische Japanische".split()
+LANGUES = "anglais français allemand espagnol italien portugais japonais arabe russe néerlandais".split()
+IDIOMAS = "inglés español francés alemán italiano portugués japonés chino árabe".split()
+PROGRAMMING = "Python JavaScript TypeScript Java C C++ C# Go Rust Ruby PHP Kotlin Swift SQL Bash PowerShell Haskell Scala R Lua Perl".split()
+LIBRARIES = "pandas numpy React Django Flask Spring Vue Kubernetes Docker PyTorch FastAPI Express Postgres Redis Terraform asyncio Git nginx".split()
+PEOPLE = "Anna Tom Maria James Li Ahmed Sofia Ken Priya Lucas Emma Omar Julia Daniel Chloe Igor Fatima Ben Rosa Kofi".split()
+THINGS = "apples books pencils tickets cookies marbles chairs stamps bottles cards eggs shirts coins boxes flowers lamps".split()
+PLACES = "Paris Berlin Tokyo Lagos Lima Oslo Cairo Toronto Mumbai Madrid Seoul Nairobi Vienna Lisbon Chicago Dublin".split()
+TOPICS = (
+    "photosynthesis, the French Revolution, black holes, inflation, the immune system, plate tectonics, Buddhism, the Cold War, "
+    "DNA replication, supply and demand, the water cycle, quantum entanglement, the Roman Empire, jazz, vaccines, volcanoes, "
+    "impressionism, monetary policy, the theory of relativity, game theory, coral reefs, the Magna Carta, evolution, antibiotics, "
+    "the Silk Road, climate change, constitutional law, the heart, solar power, Stoicism, tides, the stock market, whales, "
+    "the Industrial Revolution, contract law, cognitive bias, osmosis, semiconductors, the Ottoman Empire, glaciers, copyright, "
+    "the periodic table, nuclear fusion, Renaissance art, child development, chess, migration of birds, the nervous system, "
+    "renewable energy, tuberculosis, the Treaty of Versailles, acids and bases, feudalism, the carbon cycle, diabetes, opera"
+).split(", ")
+FIGURES = "Napoleon, Marie Curie, Confucius, Isaac Newton, Cleopatra, Gandhi, Aristotle, Darwin, Mozart, Lincoln, Ada Lovelace, Kant".split(
+    ", "
+)
+GENRES = "short story, poem, haiku, blog post, cover letter, speech, press release, product description, song, limerick, essay, newsletter, tweet, LinkedIn post, tagline, toast, wedding speech, recommendation letter, fairy tale, film script, horror story, sonnet, headline, job advert, complaint letter, apology email, thank-you note, fundraising email, opening chapter, monologue, dialogue".split(
+    ", "
+)
+SUBJECTS = "a lighthouse keeper, autumn in the mountains, a robot that learns to paint, our new coffee shop, a missed train, two old friends, a dragon who is afraid of fire, remote work, a used car, my late grandmother, a summer festival, our spring sale, a lost dog, the sea at night, a software release, a charity run, climate action, a difficult customer, time travel, a job as a nurse, my promotion, a family trip to Greece".split(
+    ", "
+)
+CODING = (
+    "reverses a linked list, parses a CSV file, finds duplicates in an array, checks whether a string is a palindrome, sorts a list of "
+    "dictionaries by key, downloads a page and counts its links, implements a LRU cache, validates an email address, computes the "
+    "Levenshtein distance, merges two sorted arrays, traverses a binary tree, reads a config file, sends a POST request, debounces a "
+    "button click, converts Roman numerals, finds the shortest path in a graph, flattens a nested list, renames all files in a folder, "
+    "connects to a database, generates a random password, counts words in a text file, implements quicksort, rotates a matrix, "
+    "handles file uploads, retries on failure with backoff, draws a bar chart, checks if a number is prime, prints the Fibonacci numbers"
+).split(", ")
+ERRORS = (
+    "TypeError: 'NoneType' object is not subscriptable; NullPointerException; segmentation fault (core dumped); "
+    "ModuleNotFoundError: No module named 'requests'; Uncaught ReferenceError: x is not defined; IndexError: list index out of range; "
+    "error: expected ';' before '}' token; KeyError: 'id'; undefined is not a function; 404 from the API; a deadlock; "
+    "cannot borrow `x` as mutable; permission denied (publickey); merge conflict; CORS error; a memory leak; "
+    "SyntaxError: invalid syntax; stack overflow; UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"
+).split("; ")
+FIELDS = (
+    "names, dates, email addresses, phone numbers, prices, locations, company names, order numbers, deadlines, product names, people, "
+    "organizations, skills, ingredients, symptoms, action items, keywords, invoice numbers, addresses, amounts, job titles, URLs"
+).split(", ")
 LABELS = (
     "positive, negative or neutral",
     "spam or not spam",
@@ -371,76 +69,18 @@ LABELS = (
     "complaint or praise",
 )
 
-SUBJECT_NOUNS = [
-    "The council",
-    "A group of researchers",
-    "The company",
-    "Our team",
-    "The old bridge",
-    "Several farmers",
-    "The museum",
-    "A local school",
-    "The minister",
-    "The orchestra",
-    "Two engineers",
-    "The hospital",
-    "A new study",
-    "The river",
-    "Most residents",
-    "The captain",
-    "The festival",
-    "A young chef",
-]
-VERBS = [
-    "announced",
-    "rejected",
-    "opened",
-    "delayed",
-    "described",
-    "repaired",
-    "visited",
-    "discovered",
-    "sold",
-    "praised",
-    "lost",
-    "expanded",
-    "cancelled",
-    "reviewed",
-    "found",
-    "moved",
-    "welcomed",
-    "closed",
-]
-OBJECTS = [
-    "a plan for the harbour",
-    "the annual budget",
-    "a rare species of beetle",
-    "more than forty jobs",
-    "its northern branch",
-    "a collection of letters",
-    "the results of the vote",
-    "an unusual recipe",
-    "a safer method of storage",
-    "the winter timetable",
-    "three paintings",
-    "a contract with the city",
-    "the oldest map of the region",
-    "a programme for young people",
-]
-ENDINGS = [
-    "after a long debate",
-    "despite heavy rain",
-    "for the first time in ten years",
-    "to everyone's surprise",
-    "without giving a reason",
-    "in early spring",
-    "according to a spokesperson",
-    "because costs had doubled",
-    "near the town hall",
-    "with help from volunteers",
-    "last Tuesday",
-    "before the season began",
-]
+SUBJECT_NOUNS = "The council, A group of researchers, The company, Our team, The old bridge, Several farmers, The museum, A local school, The minister, The orchestra, Two engineers, The hospital, A new study, The river, Most residents, The captain, The festival, A young chef".split(
+    ", "
+)
+VERBS = "announced, rejected, opened, delayed, described, repaired, visited, discovered, sold, praised, lost, expanded, cancelled, reviewed, found, moved, welcomed, closed".split(
+    ", "
+)
+OBJECTS = "a plan for the harbour, the annual budget, a rare species of beetle, more than forty jobs, its northern branch, a collection of letters, the results of the vote, an unusual recipe, a safer method of storage, the winter timetable, three paintings, a contract with the city, the oldest map of the region, a programme for young people".split(
+    ", "
+)
+ENDINGS = "after a long debate, despite heavy rain, for the first time in ten years, to everyone's surprise, without giving a reason, in early spring, according to a spokesperson, because costs had doubled, near the town hall, with help from volunteers, last Tuesday, before the season began".split(
+    ", "
+)
 FOREIGN = (
     "Der Zug nach Hamburg hat heute leider dreißig Minuten Verspätung.", "Bitte schicken Sie mir die Rechnung bis Freitag.", "Wir haben das Haus am See verkauft.",
     "Le musée est fermé le lundi et les jours fériés.", "Je voudrais réserver une table pour deux personnes ce soir.", "Nous avons bien reçu votre commande.",
@@ -588,10 +228,10 @@ def translation(rng: Rng) -> str:
     )
     return rng.choice(
         (
-            f"Translate to {language}: {text}", f"Translate the following text into {language}:\n\n{text}", f"Please translate this into {language}.\n{text}", f"{text}\n\nTranslate this to {language}.", f"{text}\n\n-> {language}", f'translate "{text}" from {second} to {language}',
+            f"Translate to {language}: {text}", f"Translate the following text into {language}:\n\n{text}", f"Please translate this into {language}.\n{text}", f"{text}\n\nTranslate this to {language}.", f"{text}\n\n-> {language}", f"translate \"{text}\" from {second} to {language}",
             f"How do you say '{short}' in {language}?", f"how would i say {short} in {language}", f"what is {short} in {language}", f"What's the {language} word for {short}?", f"tell me how to say {short} in {language}", f"i need to know how to say {short} in {language}", f"what do people in {rng.choice(PLACES)} say for {short}",
             f"Give me the {language} translation of the paragraph below, keep the tone formal.\n{text}", f"Can you translate this email into {language} for me? {text}", f"Render this in idiomatic {language}: {text}", f"{language} translation please: {text}", f"What does '{text}' mean in {language}?",
-            f"Translate this {second} sentence: {text}", f'Translate the JSON values into {language}, keep the keys.\n{{"title": "{text}"}}', f"Localize these app strings for {language} users:\n{text}", f"I need this subtitle in {language}: {text}", f"into {language}: {text}",
+            f"Translate this {second} sentence: {text}", f"Translate the JSON values into {language}, keep the keys.\n{{\"title\": \"{text}\"}}", f"Localize these app strings for {language} users:\n{text}", f"I need this subtitle in {language}: {text}", f"into {language}: {text}",
             f"Übersetze ins {rng.choice(SPRACHEN)}: {text}", f"Bitte übersetzen Sie den folgenden Text ins {rng.choice(SPRACHEN)}.\n{text}", f"Was heißt '{text}' auf {rng.choice(('Englisch', 'Französisch', 'Spanisch'))}?", f"Kannst du mir das ins {rng.choice(SPRACHEN)} übersetzen? {text}",
             f"Traduis en {rng.choice(LANGUES)} : {text}", f"Pouvez-vous traduire ce texte en {rng.choice(LANGUES)} ?\n{text}", f"Comment dit-on « {short} » en {rng.choice(LANGUES)} ?", f"Traduce al {rng.choice(IDIOMAS)}: {text}", f"¿Cómo se dice '{short}' en {rng.choice(IDIOMAS)}?",
             f"Traduci in {rng.choice(('inglese', 'francese', 'tedesco'))}: {text}", f"Traduza para o {rng.choice(('inglês', 'espanhol', 'francês'))}: {text}", f"Vertaal naar het {rng.choice(('Engels', 'Duits', 'Frans'))}: {text}", f"Przetłumacz na {rng.choice(('angielski', 'niemiecki'))}: {text}",
@@ -645,9 +285,9 @@ def extraction(rng: Rng) -> str:
     one, two, three = rng.sample(FIELDS, 3)
     return rng.choice(
         (
-            f"Extract all {one} from the following text:\n{text}", f"Extract the {one} and {two} as JSON: {text}", f"{text}\n\nList every {one} mentioned above.", f"From the text below, pull out {one}, {two} and {three}.\n\n{text}", f'Return JSON with the keys "{one}", "{two}".\n{text}', f"Find all {one} in this email: {text}", f"Parse this into a table with columns {one}, {two}, {three}:\n{text}",
+            f"Extract all {one} from the following text:\n{text}", f"Extract the {one} and {two} as JSON: {text}", f"{text}\n\nList every {one} mentioned above.", f"From the text below, pull out {one}, {two} and {three}.\n\n{text}", f"Return JSON with the keys \"{one}\", \"{two}\".\n{text}", f"Find all {one} in this email: {text}", f"Parse this into a table with columns {one}, {two}, {three}:\n{text}",
             f"Identify the named entities (people, places, organizations) in this sentence: {text}", f"Classify the sentiment of this review as {rng.choice(LABELS)}: {text}", f"Label the following message as {rng.choice(LABELS)}.\n{text}", f"Is this message {rng.choice(LABELS)}?\n\n{text}", f"Which {one} appear in the passage?\n{text}", f"Tag each sentence with its topic: {text}",
-            f'Count how many times the word "the" appears in this paragraph: {text}', f"Convert the following records to CSV:\nname: {who}, city: {place}\nname: {rng.choice(PEOPLE)}, city: {rng.choice(PLACES)}", f'Fill in this schema from the text. {{"{one}": str, "{two}": list}}\n{text}', f"Read the invoice and give me the total, the date and the {one}.\n{text}", f"Who is mentioned in this text, and what is their role?\n{text}",
+            f"Count how many times the word \"the\" appears in this paragraph: {text}", f"Convert the following records to CSV:\nname: {who}, city: {place}\nname: {rng.choice(PEOPLE)}, city: {rng.choice(PLACES)}", f"Fill in this schema from the text. {{\"{one}\": str, \"{two}\": list}}\n{text}", f"Read the invoice and give me the total, the date and the {one}.\n{text}", f"Who is mentioned in this text, and what is their role?\n{text}",
             f"Based only on the document below, what is the {one[:-1]}?\n{text}", f"Get the {one} out of this: {text}", f"Output only the {one}, one per line.\n{text}", f"Categorize this ticket: {rng.choice(LABELS)}. {text}", f"Answer using the context.\nContext: {text}\nQuestion: where was it?\nAnswer:", f"Date,Open,Close\n2022-01-0{rng.randrange(1, 9)},{rng.randrange(99)},{rng.randrange(99)}\nExtract the highest close.",
             f"Which {one} are mentioned here? {text}", f"{text} -> {one}, {two}", f"Turn this into structured data with the fields {one}, {two}: {text}", f"Classify: '{passage(rng, 1)}' -> refund | delivery | other", f"Does this message express anger, fear or joy? '{passage(rng, 1)}'", f"List all {one} in this transcript.\n{text}", f"Give me a JSON array of the {one}: {text}", f"Mark each line as fact or opinion.\n1. {passage(rng, 1)}\n2. {passage(rng, 1)}", f"Lies {rng.choice(('das Datum', 'den Namen', 'die Nummer'))} aus: {text}", f"Relève {rng.choice(('les noms', 'les dates', 'les lieux'))} dans ce texte : {text}", f"¿Qué {rng.choice(('personas', 'fechas', 'lugares'))} se mencionan? {text}", f"列出文中所有的{rng.choice(('公司', '金额', '地点'))}：{text}",
             f"Extrahiere alle Namen und Daten aus dem Text: {text}", f"Welche Personen werden im Text genannt?\n{text}", f"Extrais les noms et les dates du texte suivant : {text}", f"Extrae los nombres y las fechas del texto: {text}", f"Estrai tutti i nomi dal testo: {text}", f"Extraia os nomes e valores do texto: {text}", f"从下面的文本中提取所有人名和日期：{text}", f"次の文章から名前と日付を抽出してください。{text}", f"Извлеки все имена и даты из текста: {text}", f"다음 글에서 이름과 날짜를 추출해 주세요. {text}",
