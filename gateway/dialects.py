@@ -258,7 +258,7 @@ class _TypedTap:
         self.done = self.done or said.ends
         return Seen(raw, said.texts, said.error, said.ends)
 
-    def burst(self, events: bytes) -> None:  # noqa: ARG002 - typed events are named and differ from each other
+    def burst(self, events: bytes) -> None:
         """See `Tap.burst`."""
 
     def read(self, event: dict[str, Any]) -> _Said:
