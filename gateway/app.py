@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -110,6 +109,7 @@ class Front:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
+            count=_counter(self.config).count,
         )
         transfers = Parts(
             config=self.config,
@@ -260,7 +260,6 @@ def _admin(sha256: str) -> StoredKey:
 
 def _log_writer(config: Config, segment: str) -> LogWriter:
     settings = config.logs
-    folder = Path(settings.vocabulary_folder) if settings.vocabulary_folder else None
     return LogWriter(
         None if settings.stdout else config.logs_folder,
         segment=segment,
@@ -269,8 +268,13 @@ def _log_writer(config: Config, segment: str) -> LogWriter:
         keep_files=settings.keep_files,
         on_full=settings.on_full,
         queue_limit=settings.queue_limit,
-        count_tokens=Counter(config.root / folder if folder else None).count,
+        count_tokens=_counter(config).count,
     )
+
+
+def _counter(config: Config) -> Counter:
+    folder = config.logs.vocabulary_folder
+    return Counter(config.root / folder if folder else None)
 
 
 def create_app(front: Front) -> ASGIApp:

@@ -28,6 +28,7 @@ from gateway.facts import Facts
 from gateway.health import HealthView
 from gateway.incoming import Incoming
 from gateway.ledger import Ending, Ledger
+from gateway.policy import sizes
 from gateway.policy.decide import decide, pin, policy_for
 from gateway.policy.decision import Decision, Health, Option
 from gateway.policy.generation import Generation
@@ -74,8 +75,10 @@ class Pipeline:
         health: HealthView,
         affinity: Affinity,
         responses: Responses,
+        count: sizes.Count = sizes.estimated,
     ) -> None:
         self._config = config
+        self._count = count
         self._generation = generation
         self._dispatch = dispatch
         self._cache = cache
@@ -173,6 +176,9 @@ class Pipeline:
         facts = await _aside(size, self._facts, incoming, how.judged(request), before, generation, ledger)
         if how.via_chat:
             facts = replace(facts, via_chat=how.via_chat)
+        if sizes.near_a_limit(generation, facts) and not facts.images:
+            models = dict.fromkeys(option.model for option in generation.options_for(facts.model))
+            facts = await asyncio.to_thread(sizes.exact, facts, facts_of.texts(how.judged(request)), models, self._count)
         return _Judged(request, before, how, facts, size)
 
     async def _before(self, request: wire.Request, tenant: str) -> Before:
