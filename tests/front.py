@@ -22,6 +22,7 @@ from gateway.http.inference import Edge
 from gateway.http.lane import Connections
 from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
+from gateway.policy import sizes
 from gateway.policy.generation import Catalogue, Generation
 from gateway.responses.seal import Seal
 from gateway.responses.serve import Responses
@@ -57,6 +58,7 @@ class World:
         dispatch = Dispatch(self.upstreams, self.config.upstreams, self.health)
         self.affinity = Affinity(folder / "responses.sqlite")
         self.responses = Responses(ResponseStore(folder / "stored_responses.sqlite3"), Seal(folder / "compaction.key"))
+        self.count = sizes.estimated
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
@@ -65,6 +67,7 @@ class World:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
+            count=lambda text, model: self.count(text, model),
         )
         self.key_file = KeyFile(folder / "keys.json")
         self.keys = Keys(self.key_file, ())
