@@ -42,7 +42,7 @@ from gateway.http.cors import Cors
 from gateway.http.door import Door
 from gateway.http.inference import Edge, request_id
 from gateway.http.lane import Connections
-from gateway.ledger import Ledger, Record
+from gateway.ledger import Later, Ledger, Record
 from gateway.local.frames import Hello, from_worker_decoder
 from gateway.logs import LogWriter
 from gateway.metrics import Counts, Metrics
@@ -69,6 +69,8 @@ with 1,000 streams open each of those stops the loop for 50 ms. A request leaves
 
 
 OPEN_FILES = 65_536
+LOOK_AT_KEYS_S = 0.005
+"""A revoked key ends within this time: sooner than the command that revokes it returns."""
 IDLE_S = 75
 """A client's connection may lie idle for this long: longer than clients keep one, so that it is theirs to close."""
 SWITCH_S = 0.001
@@ -87,6 +89,7 @@ class Front:
         self.uplink = uplink
         self.writer = _log_writer(self.config, start.name)
         self.emit = logs.configure(self.writer, self.config.logs.level)
+        self._later = self.writer.later if self.config.logs.level in {"debug", "info"} else _unwanted
         self.clients = self._model_clients(start.sockets)
         self.semantic = Semantic(start.sockets["cache"], deadline_s=self.config.cache.lookup_timeout_s)
         self.cache = self._cache()
@@ -96,7 +99,9 @@ class Front:
         routes = {f"{option.upstream}/{option.model}" for option in self.generation.catalogue.options()}
         self.metrics = Metrics(routes=routes, upstreams=self.config.upstreams, log=self.writer)
         self.keys = Keys(
-            KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256))
+            KeyFile(self.config.state_dir / "keys.json"),
+            (*configured_keys(self.config), _admin(start.admin_sha256)),
+            look_every_s=LOOK_AT_KEYS_S,
         )
         self.affinity = Affinity(self.config.state_dir / "responses.sqlite")
         self.responses = Responses(self._store(), Seal(self.config.state_dir / "compaction.key"))
@@ -183,7 +188,15 @@ class Front:
 
     def _ledger(self, id_: str, endpoint: str) -> Ledger:
         self.metrics.opened()
-        return Ledger(id_, endpoint, on_token=self.writer.token, on_event=self.emit, on_record=self._closed)
+        return Ledger(
+            id_,
+            endpoint,
+            on_token=self.writer.token,
+            on_event=self.emit,
+            on_record=self._closed,
+            on_later=self._later,
+            on_tokens=self.writer.tokens,
+        )
 
     def _closed(self, record: Record) -> None:
         self.metrics.observe(record)
@@ -251,6 +264,10 @@ class Front:
         await self.affinity.aclose()
         await self.responses.aclose()
         await asyncio.to_thread(self.writer.close)
+
+
+def _unwanted(event: Later) -> None:
+    """Events of the request path are not logged at this level."""
 
 
 def _admin(sha256: str) -> StoredKey:

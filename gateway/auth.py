@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import time
@@ -114,7 +115,10 @@ class KeyFile:
 class Keys:
     """Every key that is valid now: those of the key file, looked at again whenever it changed, and those of the config."""
 
-    def __init__(self, file: KeyFile, configured: Iterable[StoredKey]) -> None:
+    def __init__(self, file: KeyFile, configured: Iterable[StoredKey], *, look_every_s: float = 0.0) -> None:
+        """`look_every_s`: how long what was read of the file may be relied on without looking whether it changed."""
+        self._look_every_s = look_every_s
+        self._looked_at = -math.inf
         self._file = file
         self._path = str(file.path)
         self._configured = tuple(configured)
@@ -122,8 +126,10 @@ class Keys:
         self._by_digest: dict[str, tuple[str, Principal]] = {}
 
     def principal(self, key: str) -> Principal:
-        """Who this key belongs to. Raises Unauthorized. Costs one stat call, so that a revoked key ends at once."""
-        self._refresh()
+        """Who this key belongs to. Raises Unauthorized. Costs a stat call now and then, so that a revoked key ends at once."""
+        if (now := time.monotonic()) - self._looked_at >= self._look_every_s:
+            self._looked_at = now
+            self._refresh()
         wanted = digest(key)
         # A dict finds the digest of a secret with 256 random bits: timing tells nothing that helps to guess it.
         found = self._by_digest.get(wanted)

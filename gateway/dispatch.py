@@ -137,13 +137,18 @@ class Opened:
         splitter = sse.Splitter()
         async for piece in self._pieces:
             self.first.append(piece)
-            if piece.text is not None:
+            if piece.text is not None or (len(self.first) == 1 and self._begins_plainly(piece.data)):
                 return
             for event in _split(splitter, piece.data):
                 data = sse.data_of(event)
                 if data is not None and self._begins(data):
                     return
         raise UpstreamFailed("cut", "closed the stream before its first event")
+
+    def _begins_plainly(self, data: bytes) -> bool:
+        """Whether the first event is usual and stands whole in the first piece: then the others are not looked for here."""
+        end = data.find(b"\n\n")
+        return end > 0 and data.startswith(b"data: {") and b"\r" not in data[:end] and self._begins(data[6:end])
 
     def _begins(self, data: bytes) -> bool:
         """Whether this event begins the answer; what does not goes with the next one. Raises UpstreamFailed."""
@@ -221,7 +226,7 @@ class Opened:
         self._patience.end()
         try:
             await self._answer.aclose()
-            if isinstance(self._pieces, AsyncGenerator):
+            if self._pieces is not self._answer and isinstance(self._pieces, AsyncGenerator):
                 # One that another task is still reading ends there: its source has just been closed.
                 with suppress(RuntimeError):
                     await self._pieces.aclose()
@@ -265,7 +270,7 @@ class Dispatch:
         """The first candidate's answer that begins well. Raises the ApiError of the last failure when none does."""
         allowed = {chosen.option.name for chosen in decision.candidates}
         deadline = time.monotonic() + decision.deadline_ms / 1000 if decision.deadline_ms else None
-        last: ApiError = Unavailable("No upstream could be tried.", should_retry=False)
+        last: ApiError | None = None
         for chosen in decision.candidates:
             option = chosen.option
             for attempt in range(1 + self._configs[option.upstream].retries):
@@ -306,7 +311,7 @@ class Dispatch:
             if deadline is not None and time.monotonic() >= deadline:
                 break
         try:
-            raise last
+            raise last or Unavailable("No upstream could be tried.", should_retry=False)
         finally:
             # Else its traceback and this frame would hold each other, and the request's body, until a full collection.
             del last

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count, repeat
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
 
@@ -42,6 +44,20 @@ class TokenEvent(NamedTuple):
     upstream: str
     source: str
     choice: int
+
+
+class Later(NamedTuple):
+    """An event of the request path as it is handed to the log: what its fields are made of, and how.
+
+    Four of them for each request went through structlog at 5 µs apiece; as a tuple one costs 0.5.
+    """
+
+    time_ns: int
+    name: str
+    request_id: str
+    fields: Callable[..., Mapping[str, object]]
+    """Makes them, on the log's thread: pure, of values that nobody changes. No field may be named like a secret."""
+    of: tuple[Any, ...]
 
 
 _new_tuple = tuple.__new__
@@ -89,6 +105,11 @@ class Record(Struct, frozen=True, kw_only=True):
     client_request_id: str = ""
 
 
+def _one_by_one(take: Callable[[TokenEvent], None], tokens: list[TokenEvent]) -> None:
+    for token in tokens:
+        take(token)
+
+
 class Ledger:
     """Written while one request lives. `close` makes its one Record; whatever happens, nothing closes it twice."""
 
@@ -100,7 +121,10 @@ class Ledger:
         on_token: Callable[[TokenEvent], None],
         on_event: Callable[..., None],
         on_record: Callable[[Record], None],
+        on_later: Callable[[Later], None] | None = None,
+        on_tokens: Callable[[list[TokenEvent]], None] | None = None,
     ) -> None:
+        """`on_later` takes what `event_of` tells, else that goes to `on_event` at once; `on_tokens` takes many at a time."""
         self.request_id = request_id
         self.endpoint = endpoint
         self.opened_at = time.time()
@@ -108,6 +132,8 @@ class Ledger:
         self._on_token = on_token
         self._on_event = on_event
         self._on_record = on_record
+        self._on_later = on_later
+        self._on_tokens = on_tokens or partial(_one_by_one, on_token)
         self._first_ms: float | None = None
         self._sent_ms: float | None = None
         self._index = 0
@@ -132,6 +158,13 @@ class Ledger:
     def event(self, name: str, **fields: object) -> None:
         """A request event for the log, with this request's id."""
         self._on_event(name, request_id=self.request_id, **fields)
+
+    def event_of(self, name: str, fields: Callable[..., Mapping[str, object]], *of: Any) -> None:
+        """As `event`, its fields made of `of` when the log is written; see `Later`."""
+        if self._on_later is not None:
+            self._on_later(_new_tuple(Later, (time.time_ns(), name, self.request_id, fields, of)))
+        else:
+            self.event(name, **fields(*of))
 
     def elapsed_ms(self) -> float:
         """Since the request was opened."""
@@ -166,16 +199,16 @@ class Ledger:
         if self._first_ms is None:
             self._first_ms = ms
             self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
-        now, id_, upstream, source, log_text, index = (
-            time.time_ns(), self.request_id, self._upstream, self._source, self.log_text, self._index,
+        words = [text for _, text in texts]
+        sizes = list(map(len, words))
+        # All of it in C: a loop would cost 1 µs a token.
+        columns = zip(
+            repeat(time.time_ns(), len(texts)), repeat(self.request_id), count(self._index), repeat(ms), repeat(0),
+            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source), [choice for choice, _ in texts],
         )  # fmt: skip
-        for choice, text in texts:
-            chars = len(text)
-            self.chars_out += chars
-            event = (now, id_, index, ms, 0, text if log_text else None, chars, upstream, source, choice)
-            self._on_token(_new_tuple(TokenEvent, event))
-            index += 1
-        self._index = index
+        self._on_tokens(list(map(TokenEvent._make, columns)))
+        self._index += len(texts)
+        self.chars_out += sum(sizes)
 
     def close(self, ending: Ending, *, status: int, error: str = "") -> None:
         """Make the Record and hand it to the sinks; a second call does nothing."""

@@ -26,7 +26,7 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ConfigError, GatewayError, Problem
-from gateway.ledger import Record, TokenEvent
+from gateway.ledger import Later, Record, TokenEvent
 
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
@@ -320,9 +320,23 @@ class LogWriter:
         else:
             self._drop()
 
+    def tokens(self, events: list[TokenEvent]) -> None:
+        """As `token`, of many that came together."""
+        room = self._queue_limit - len(self._queue)
+        self._queue.extend(events if len(events) <= room else events[: max(0, room)])
+        for _ in range(len(events) - max(0, room)):
+            self._drop()
+
     def event(self, event: MutableMapping[str, Any]) -> None:
         """Hand over one event with at least `event`; the mapping is the writer's from here on. `time_ns` is set when missing."""
         event.setdefault("time_ns", time.time_ns())
+        if len(self._queue) < self._queue_limit:
+            self._queue.append(event)
+        else:
+            self._drop()
+
+    def later(self, event: Later) -> None:
+        """Hand over an event of the request path whose fields are put together on the thread."""
         if len(self._queue) < self._queue_limit:
             self._queue.append(event)
         else:
@@ -441,6 +455,8 @@ class LogWriter:
                 return self._token_line(item)
             if type(item) is Record:
                 return self._record_line(item)
+            if type(item) is Later:
+                return self._later_line(item)
             return self._event_line(item)
         except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
             return self._unencodable(item, error)
@@ -466,6 +482,12 @@ class LogWriter:
         level = "warning" if record.ending in ("broken", "failed") else "info"
         head = {"time": self._clock(closed_ns), "event": "request.closed", "level": level}
         return self._joined(head, record) or {**head, **msgspec.to_builtins(record)}
+
+    def _later_line(self, item: Later) -> msgspec.Raw | dict[str, Any]:
+        level = EVENTS[item.name].level
+        head = {"time": self._clock(item.time_ns), "event": item.name, "level": level, "request_id": item.request_id}
+        fields = item.fields(*item.of)
+        return self._joined(head, fields) or {**head, **masked(msgspec.to_builtins(fields))}
 
     def _event_line(self, item: MutableMapping[str, Any]) -> msgspec.Raw | dict[str, Any]:
         head = {"time": self._clock(item.pop("time_ns")), "event": item.pop("event"), "level": item.pop("level", "info")}

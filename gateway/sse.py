@@ -54,7 +54,7 @@ class Splitter:
         return events
 
     def through(self, data: bytes) -> bytes | None:
-        """As `feed`, but the whole events in one piece; None, and nothing is fed, where it takes a closer look to find their ends."""
+        """As `feed`, the whole events in one piece; None, and nothing is fed, where it takes a closer look to find their ends."""
         if self._returns or b"\r" in data or len(self._held) > _SHORT_BYTES:
             return None
         if self._held:

@@ -14,7 +14,7 @@ from typing import Any
 from litestar.types import HTTPScope, Receive, Send
 
 from gateway import dialects
-from gateway.auth import Keys, bearer
+from gateway.auth import Keys, Principal, bearer
 from gateway.dispatch import finished
 from gateway.errors import (
     ApiError,
@@ -56,10 +56,13 @@ def request_id() -> str:
 
 def header_map(scope: Mapping[str, Any]) -> dict[str, str]:
     """Request headers by lower-case name; repeated ones joined by a comma."""
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        found[key] = f"{found[key]},{text}" if key in found else text
+    raw = scope["headers"]
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    if len(found) != len(raw):
+        found.clear()
+        for name, value in raw:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            found[key] = f"{found[key]},{text}" if key in found else text
     return found
 
 
@@ -123,7 +126,8 @@ class Edge:
 
     async def _serve(self, target: paths.Target | None, scope: Mapping[str, Any], exchange: Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
-        ledger.note(client_request_id=loggable(_printable(headers.get("x-client-request-id", ""))))
+        if "x-client-request-id" in headers:
+            ledger.note(client_request_id=loggable(_printable(headers["x-client-request-id"])))
         if target is None:
             raise paths.unknown(scope["method"], scope["path"])
         endpoint = ledger.endpoint = target.endpoint(scope["method"])
@@ -143,7 +147,7 @@ class Edge:
                 _check_media(headers)
             body = await exchange.body(declared_bytes(headers), self._max_body_bytes)
             size = len(body)
-        ledger.event("request.opened", endpoint=endpoint, key_label=principal.label, tenant=principal.tenant, bytes=size)
+        ledger.event_of("request.opened", _opened, endpoint, principal, size)
         incoming = Incoming(
             endpoint=endpoint,
             body=body,
@@ -205,6 +209,10 @@ def _check_media(headers: Mapping[str, str]) -> None:
     media = _media(headers)
     if media != "application/json" and not media.endswith("+json"):
         raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {media[:64]!a}.")
+
+
+def _opened(endpoint: str, principal: Principal, n_bytes: int) -> dict[str, object]:
+    return {"endpoint": endpoint, "key_label": principal.label, "tenant": principal.tenant, "bytes": n_bytes}
 
 
 def _log_crash(ledger: Ledger, fault: Exception) -> None:
