@@ -67,7 +67,7 @@ class World:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
-            count=lambda text, model: self.count(text, model),
+            count=lambda *asked: self.count(*asked),  # noqa: PLW0108 - a test may exchange it later
         )
         self.key_file = KeyFile(folder / "keys.json")
         self.keys = Keys(self.key_file, ())
