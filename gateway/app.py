@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -117,6 +116,7 @@ class Front:
             affinity=self.affinity,
             responses=self.responses,
             redactor=Redactor(self.config.state_dir / "redaction.key"),
+            count=_counter(self.config).count,
         )
         transfers = Parts(
             config=self.config,
@@ -279,7 +279,6 @@ def _admin(sha256: str) -> StoredKey:
 
 def _log_writer(config: Config, segment: str) -> LogWriter:
     settings = config.logs
-    folder = Path(settings.vocabulary_folder) if settings.vocabulary_folder else None
     return LogWriter(
         None if settings.stdout else config.logs_folder,
         segment=segment,
@@ -288,8 +287,13 @@ def _log_writer(config: Config, segment: str) -> LogWriter:
         keep_files=settings.keep_files,
         on_full=settings.on_full,
         queue_limit=settings.queue_limit,
-        count_tokens=Counter(config.root / folder if folder else None).count,
+        count_tokens=_counter(config).count,
     )
+
+
+def _counter(config: Config) -> Counter:
+    folder = config.logs.vocabulary_folder
+    return Counter(config.root / folder if folder else None)
 
 
 def create_app(front: Front) -> ASGIApp:

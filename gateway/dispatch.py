@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import AsyncGeneratorType
 from typing import Any
 
 from msgspec import Struct
@@ -227,7 +228,7 @@ class Opened:
         self._patience.end()
         try:
             await self._answer.aclose()
-            if self._pieces is not self._answer and isinstance(self._pieces, AsyncGenerator):
+            if isinstance(self._pieces, AsyncGeneratorType):
                 # One that another task is still reading ends there: its source has just been closed.
                 with suppress(RuntimeError):
                     await self._pieces.aclose()

@@ -208,7 +208,8 @@ class Ledger:
         # All of it in C: a loop would cost 1 µs a token.
         columns = zip(
             repeat(time.time_ns(), len(texts)), repeat(self.request_id), count(self._index), repeat(ms), repeat(0),
-            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source), [choice for choice, _ in texts],
+            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source),
+            [choice for choice, _ in texts],
         )  # fmt: skip
         self._on_tokens(list(map(TokenEvent._make, columns)))
         self._index += len(texts)

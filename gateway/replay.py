@@ -27,9 +27,9 @@ from gateway.errors import ConfigError
 from gateway.facts import Facts, detector
 from gateway.ledger import Usage
 from gateway.logs import MASK
-from gateway.policy.decide import USUAL_OUTPUT_TOKENS, decide, expected_cost_usd, expected_ttft_ms, pin
+from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin
 from gateway.policy.decision import Decision, Health, Option
-from gateway.policy.generation import RANK, Generation
+from gateway.policy.generation import RANK, USUAL_OUTPUT_TOKENS, Generation
 from gateway.privacy import highest
 
 HEAD_BYTES = 96
@@ -81,6 +81,8 @@ class Side(Struct, kw_only=True):
     """First choice of so many requests."""
     tokens: int = 0
     """Prompt and answer of these."""
+    cost_usd: float = 0.0
+    """What they cost; a request without a known price on either side is in neither."""
     may_reach: int = 0
     """Requests with a candidate there, be it the last to be tried."""
 
@@ -336,6 +338,8 @@ class Replayer:
         else:
             self._cost[0] += costs[0]
             self._cost[1] += costs[1]
+            known.flow_before.before.cost_usd += costs[0]
+            known.flow_after.after.cost_usd += costs[1]
 
     def _past(self, label: str) -> _Past | str:
         found = self._pasts.get(label)
@@ -513,11 +517,14 @@ def _new_table(found: Replay) -> Table:
 
 
 def _flow_table(found: Replay) -> Table:
-    names = ("class", "zone", "first choice", "", "tokens", "", "may reach it", "", "newly opened")
+    names = ("class", "zone", "first choice", "", "tokens", "", "cost", "", "may reach it", "", "newly opened")
     table = Table(*names, box=None)
     for flow in found.flows:
-        pairs = [(side.requests, side.tokens, side.may_reach) for side in (flow.before, flow.after)]
-        cells = [text for then, now in zip(*pairs, strict=True) for text in (f"{then:,}", f"-> {now:,}")]
+        pairs = [
+            (f"{side.requests:,}", f"{side.tokens:,}", f"${side.cost_usd:,.4f}", f"{side.may_reach:,}")
+            for side in (flow.before, flow.after)
+        ]
+        cells = [text for then, now in zip(*pairs, strict=True) for text in (then, f"-> {now}")]
         table.add_row(Text(flow.class_), Text(flow.zone), *cells, f"{flow.opened:,}", style="bold red" if flow.is_new else "")
     return table
 

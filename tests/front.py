@@ -22,6 +22,7 @@ from gateway.http.inference import Edge
 from gateway.http.lane import Connections
 from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
+from gateway.policy import sizes
 from gateway.policy.generation import Catalogue, Generation
 from gateway.redact import Redactor
 from gateway.responses.seal import Seal
@@ -58,6 +59,7 @@ class World:
         dispatch = Dispatch(self.upstreams, self.config.upstreams, self.health)
         self.affinity = Affinity(folder / "responses.sqlite")
         self.responses = Responses(ResponseStore(folder / "stored_responses.sqlite3"), Seal(folder / "compaction.key"))
+        self.count = sizes.estimated
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
@@ -67,6 +69,7 @@ class World:
             affinity=self.affinity,
             responses=self.responses,
             redactor=Redactor(folder / "redaction.key"),
+            count=lambda *asked: self.count(*asked),  # noqa: PLW0108 - a test may exchange it later
         )
         self.key_file = KeyFile(folder / "keys.json")
         self.keys = Keys(self.key_file, ())

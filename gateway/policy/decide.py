@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import count
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -52,7 +53,7 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     if redact and found.redact is not None:
         allowed, bare = _maskable(allowed, found.redact, facts)
         removed += bare
-    if found.cap is not None:
+    if found.cap is not None and not _all_affordable(found.dearest, found.cap, facts):
         allowed, dear = _affordable(allowed, found.cap, facts)
         removed += dear
     first = held >> len(generation.limits)
@@ -108,6 +109,8 @@ class _Permitted(Struct, frozen=True):
     """The lowest cap on costs."""
     redact: Limit | None
     """The first that masks what leaves."""
+    dearest: tuple[float, float, int] | None
+    """The highest prices and the longest answer of all rows together; None where a price is not known."""
     cache: CacheMode
     log_text: bool
     limits: tuple[str, ...]
@@ -147,6 +150,7 @@ def _work_out(generation: Generation, facts: Facts, held: int) -> _Permitted:
         held=limits,
         cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
         redact=next((limit for limit in limits if limit.redacts), None),
+        dearest=_dearest(rows),
         cache=_cache(limits, facts),
         log_text=_log_text(generation, limits, facts),
         limits=tuple(limit.name for limit in limits),
@@ -302,6 +306,23 @@ def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
 
 
+def _dearest(rows: Sequence[Row]) -> tuple[float, float, int] | None:
+    inputs = [row.input_usd for row in rows if row.input_usd is not None]
+    outputs = [row.output_usd for row in rows if row.output_usd is not None]
+    if not rows or len(inputs) < len(rows) or len(outputs) < len(rows):
+        return None
+    return max(inputs), max(outputs), max(row.long_output for row in rows)
+
+
+def _all_affordable(dearest: tuple[float, float, int] | None, cap: Limit, facts: Facts) -> bool:
+    """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain."""
+    if dearest is None or cap.max_cost is None:
+        return False
+    input_usd, output_usd, long = dearest
+    most_usd = (facts.prompt_tokens_high * input_usd + (facts.max_output or long) * facts.choices * output_usd) / 1e6
+    return most_usd <= cap.max_cost
+
+
 def _affordable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
     """What stays under a cap, and why the rest does not."""
     cap_usd, cause = _cap(limit), limit.cause
@@ -344,7 +365,8 @@ def _ordered(
     prompt, choices, most = facts.prompt_tokens, facts.choices, facts.max_output or USUAL_OUTPUT_TOKENS
     embeds = facts.endpoint == "embeddings"
     state_of = health.get
-    chosen, names, waits, down = [], [], [], []
+    chosen: list[Chosen] = []
+    names, waits, down = [], [], []
     # The loop says what `expected_cost_usd` and `expected_ttft_ms` do, without two calls for each option.
     for row in rows:
         option, name, _, _, _, input_usd, output_usd, _, usual = row
@@ -357,42 +379,46 @@ def _ordered(
             if embeds:
                 cost = prompt * input_usd / 1e6
             elif output_usd is not None:
-                cost = (prompt * input_usd + (most if most < usual else usual) * choices * output_usd) / 1e6
+                cost = (prompt * input_usd + (min(usual, most)) * choices * output_usd) / 1e6
         wait = state.in_flight + 1
         if state.ttft_ms is not None:
             time = state.ttft_ms * wait
         chosen.append(Chosen(option, cost, time))
         names.append(name)
         waits.append(wait)
-    if route is not None and len(chosen) > 1:
-        order = range(len(chosen))
-        if route.order == "cost":
-            order = _by_score(
-                [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts
-            )
-        elif route.order == "latency":
-            times = [one.expected_ttft_ms for one in chosen]
-            believed = [PRIOR_TTFT_MS * wait if time is None else time for time, wait in zip(times, waits, strict=True)]
-            order = _by_score(believed, route, facts)
+    if route is None or len(chosen) < 2:
+        return tuple(chosen), tuple(down)
+    scores: list[float] | None = None
+    if route.order == "cost":
+        scores = [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen]
+    elif route.order == "latency":
+        scores = [
+            PRIOR_TTFT_MS * wait if one.expected_ttft_ms is None else one.expected_ttft_ms
+            for one, wait in zip(chosen, waits, strict=True)
+        ]
+    if scores is not None:
+        order = sorted(zip(scores, count(), chosen, names))  # the count decides where scores are the same
+        if route.within is not None:
+            _share(order, route.within, facts.seed)
         if route.use:
-            last = len(route.use)
-            places = [route.places.get(name, last) for name in names]
-            order = sorted(order, key=places.__getitem__)
-        chosen = [chosen[place] for place in order]
+            last, places = len(route.use), route.places
+            order.sort(key=lambda one: places.get(one[3], last))
+        chosen = [one for _, _, one, _ in order]
+    elif route.use:
+        last = len(route.use)
+        ranked = sorted(zip([route.places.get(name, last) for name in names], count(), chosen))
+        chosen = [one for _, _, one in ranked]
     return tuple(chosen), tuple(down)
 
 
-def _by_score(scores: list[float], route: Route, facts: Facts) -> list[int]:
-    """Places by score. `within` draws the order of the head, all that are nearly as good as the best, so that load does not herd."""
-    order = sorted(range(len(scores)), key=scores.__getitem__)
-    if route.within is not None:
-        worst = scores[order[0]] * route.within
-        size = sum([score <= worst for score in scores])
-        if size > 1:
-            head = order[:size]
-            random.Random(facts.seed).shuffle(head)
-            order[:size] = head
-    return order
+def _share(order: list[tuple[float, int, Chosen, str]], within: float, seed: str) -> None:
+    """Draw the order of the head, all that are nearly as good as the best, so that load does not herd to one."""
+    worst = order[0][0] * within
+    size = sum([one[0] <= worst for one in order])
+    if size > 1:
+        head = order[:size]
+        random.Random(seed).shuffle(head)
+        order[:size] = head
 
 
 def _cache(limits: Iterable[Limit], facts: Facts) -> CacheMode:
