@@ -169,6 +169,7 @@ def _explained_now(
     judged = facts.judge(
         request,
         classes=generation.classes,
+        detector=generation.detector,
         max_scan_chars=config.server.max_scan_chars,
         tenant=tenant,
         key_label=key_label,

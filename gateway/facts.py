@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from gateway import national_ids, privacy, recognisers
+from gateway import national_ids, privacy, recognisers, terms
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
 from gateway.tokens import size_estimate
@@ -64,6 +64,7 @@ def judge(
     *,
     query: str = "",
     classes: Mapping[str, Class],
+    detector: privacy.Detector = privacy.DETECTOR,
     max_scan_chars: int,
     tenant: str,
     key_label: str,
@@ -77,7 +78,7 @@ def judge(
     `query` is text of the URL that travels with the body; `classes` maps kinds of findings to classes; `now` is Unix seconds.
     Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
-    scan = privacy.scan((request.data, query), max_chars=max_scan_chars)
+    scan = privacy.scan((request.data, query), max_chars=max_scan_chars, detector=detector)
     found_class = cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
     floor = max(class_floor, asked_class(headers), key=_RANK.__getitem__)
@@ -89,7 +90,7 @@ def judge(
         found=tuple(sorted(scan.kinds)),
         tenant=tenant,
         key_label=key_label,
-        tags=_tags(headers.get("x-gateway-tags", "")),
+        tags=_tags(headers.get("x-gateway-tags", ""), detector),
         stream=request.stream,
         tools="tools" in request.needs,
         images="images" in request.needs,
@@ -107,9 +108,10 @@ def judge(
 
 
 @cache
-def detector() -> str:
+def detector_version() -> str:
     """What finds sensitive text, as 8 digits: they change whenever its code does. Logged, since `found` hangs on it."""
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (privacy, recognisers, national_ids))
+    modules = (privacy, recognisers, national_ids, terms)
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(code).hexdigest()[:8]
 
 
@@ -134,17 +136,17 @@ MAX_TAGS = 64
 """Of more, those that come first in the header count."""
 
 
-def loggable(word: str) -> str:
+def loggable(word: str, detector: privacy.Detector = privacy.DETECTOR) -> str:
     """The word itself, or WITHHELD when anything sensitive is found in it: words about a request are logged whatever its class.
 
     About 4 µs a word; what is longer than any tag or id should be cut before.
     """
-    return WITHHELD if word and privacy.find(word) else word
+    return WITHHELD if word and detector.find(word) else word
 
 
-def _tags(header: str) -> tuple[str, ...]:
+def _tags(header: str, detector: privacy.Detector) -> tuple[str, ...]:
     words = [word for part in header.split(",") if (word := part.strip())]
-    return tuple(sorted({loggable(word) for word in words[:MAX_TAGS]}))
+    return tuple(sorted({loggable(word, detector) for word in words[:MAX_TAGS]}))
 
 
 def _milliseconds(text: str) -> int | None:

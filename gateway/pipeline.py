@@ -31,6 +31,7 @@ from gateway.ledger import Ending, Ledger
 from gateway.policy.decide import decide, pin, policy_for
 from gateway.policy.decision import Decision, Health, Option
 from gateway.policy.generation import Generation
+from gateway.privacy import Detector
 from gateway.reply import Reply
 from gateway.responses.recall import Recall
 from gateway.responses.serve import ENDPOINTS, NOTHING, Before, Responses, Translation, Ways, ways
@@ -90,6 +91,11 @@ class Pipeline:
             store=responses.store,
             headers=self._headers,
         )
+
+    @property
+    def detector(self) -> Detector:
+        """What finds sensitive text now, the customer's words of the policies in force among it."""
+        return self._generation().detector
 
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
@@ -213,6 +219,7 @@ class Pipeline:
             request,
             query=unquote_plus(incoming.forwarded_query),
             classes=generation.classes,
+            detector=generation.detector,
             max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,
@@ -362,7 +369,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], *, p
         "limits": decision.limits,
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,
-        "detector": facts_of.detector(),
+        "detector": facts_of.detector_version(),
     }
 
 

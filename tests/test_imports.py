@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"national_ids"},
     {"errors", "sse", "recognisers", "files", "process", "ledger", "patience"},
+    {"terms"},
     {"tomlfile", "frames", "wire", "stream", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan"},
     {"facts", "auth", "weights", "affinity"},

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gateway import pipeline
 from gateway.errors import ConfigError, Problem
-from gateway.facts import detector
+from gateway.facts import detector_version
 from gateway.logs import LogWriter, segment_files
 from gateway.policy.decide import decide, pin
 from gateway.policy.decision import Health
@@ -33,7 +33,7 @@ def line(made, request, health, *, pinned=None, id_="req_1", **changes):
     decision = decide(made, "p0", request, health)
     if pinned:
         decision = pin(decision, pinned)
-    fields = pipeline.decided(request, decision, health) | {"detector": detector(), "pinned": pinned}
+    fields = pipeline.decided(request, decision, health) | {"detector": detector_version(), "pinned": pinned}
     head = {"time": "2026-11-23T06:38:35.074197Z", "event": "route.decided", "level": "info", "request_id": id_}
     return msgspec.json.encode(head | fields | changes) + b"\n"
 
@@ -119,6 +119,7 @@ def without(raw, *names):
 
 LOWERED = generation('[classes]\ninternal = ["email"]\nconfidential = ["card"]\n', options=OPTIONS)
 TAGGED = generation('[[limit]]\nname = "t"\nwhen = { tags = "x" }\ncache = "off"\n', options=OPTIONS)
+TERMS = generation('[[terms]]\nname = "t"\nclass = "internal"\nwords = ["Acme"]\n', options=OPTIONS)
 EMAIL = facts(class_="restricted", found=("email",))
 
 
@@ -129,6 +130,7 @@ EMAIL = facts(class_="restricted", found=("email",))
         (OPEN, line(OPEN, facts(), {}, policy=f"gone@{OPEN.hash}"), 'the policy "gone" is not among'),
         (TAGGED, without(line(OPEN, facts(), {}), "tags"), 'asks for "tags", which was not logged'),
         (OPEN, line(OPEN, facts(), {}, detector="0000"), "the detector has changed since (0000)"),
+        (TERMS, line(OPEN, facts(), {}), "the customer terms have changed"),
         (OPEN, line(OPEN, facts(tenant="[masked]"), {}), "a fact was masked"),
         (LOWERED, without(line(OPEN, EMAIL, {}), "class_floor"), "its class may be lower now"),
     ],

@@ -116,7 +116,8 @@ class Edge:
 
     async def _serve(self, target: paths.Target | None, scope: HTTPScope, exchange: _Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
-        ledger.note(client_request_id=loggable(_printable(headers.get("x-client-request-id", ""))))
+        detector = self._pipeline.detector
+        ledger.note(client_request_id=loggable(_printable(headers.get("x-client-request-id", "")), detector))
         if target is None:
             raise paths.unknown(scope["method"], scope["path"])
         endpoint = ledger.endpoint = target.endpoint(scope["method"])
@@ -146,6 +147,7 @@ class Edge:
             query=scope.get("query_string", b"").decode("latin-1"),
             id=target.id,
             method=scope["method"],
+            detector=detector,
         )
         async with _Departure(exchange) as departure:
             if uploads:
