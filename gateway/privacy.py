@@ -9,12 +9,12 @@ text it saw. Names and postal addresses are not detected. What is searched for s
 
 from __future__ import annotations
 
-import copy
 import re
 import secrets
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from hashlib import blake2b
 from itertools import pairwise, repeat
 from types import MappingProxyType
@@ -246,32 +246,33 @@ def compile_with_re(pattern: bytes) -> Gate:
     return re.compile(pattern)
 
 
+class _Gates:
+    """The table of recognisers, compiled by one engine."""
+
+    def __init__(self, compiled: Callable[[bytes], Gate]) -> None:
+        families = FAMILIES
+        self.any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in families))
+        self.families = tuple((compiled(family.gate), family, {rule.kind for rule in family.rules}) for family in families)
+        self.plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
+        extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
+        self.extra = {pattern: compiled(pattern) for pattern in extra if pattern}
+        self.behind = {rule.after: re.compile(rule.after) for family in families for rule in family.rules if rule.after}
+
+
+_compiled_gates = cache(_Gates)
+
+
 class Detector:
-    """The table of recognisers with its gates compiled by one engine. Shared by all requests: only what it remembers changes."""
+    """Recognisers, and a customer's words. Shared by all requests: only what it remembers changes."""
 
     def __init__(self, *, with_re2: bool = re2 is not None, terms: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
-        """`terms` maps further kinds to words and phrases that are found as they are, in any case of letters."""
-        families = FAMILIES
+        """`terms` maps further kinds to words and phrases; compiling them takes about 15 µs a word."""
         compiled = compile_with_re2 if with_re2 else compile_with_re
-        self._any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in families))
-        self._families = tuple((compiled(family.gate), family, {rule.kind for rule in family.rules}) for family in families)
-        self._plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
-        extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
-        self._extra = {pattern: compiled(pattern) for pattern in extra if pattern}
-        self._behind = {rule.after: re.compile(rule.after) for family in families for rule in family.rules if rule.after}
-        self._compile = compiled
-        self._terms = self._compiled_terms(terms)
+        gates = _compiled_gates(compiled)
+        self._any, self._families, self._plain = gates.any, gates.families, gates.plain
+        self._extra, self._behind = gates.extra, gates.behind
+        self._terms = Terms({kind: map(normalise, words) for kind, words in terms.items()}, compiled) if terms else None
         self._verdicts = _Verdicts()
-
-    def with_terms(self, terms: Mapping[str, Iterable[str]]) -> Detector:
-        """This detector with these words beside what it finds; it has read nothing yet."""
-        made = copy.copy(self)
-        made._terms = self._compiled_terms(terms)
-        made._verdicts = _Verdicts()
-        return made
-
-    def _compiled_terms(self, terms: Mapping[str, Iterable[str]]) -> Terms | None:
-        return Terms({kind: map(normalise, words) for kind, words in terms.items()}, self._compile) if terms else None
 
     def find(self, text: str) -> list[Finding]:
         """Every finding in the text, by place in the normalised text. Only findings of different kinds overlap."""
@@ -524,8 +525,8 @@ DETECTOR = Detector()
 
 
 def with_terms(terms: Mapping[str, Iterable[str]]) -> Detector:
-    """What also finds these words, by kind. Compiling takes about 15 µs a word."""
-    return DETECTOR.with_terms(terms) if terms else DETECTOR
+    """What also finds these words, by kind."""
+    return Detector(terms=terms) if terms else DETECTOR
 
 
 def find(text: str) -> list[Finding]:

@@ -17,7 +17,7 @@ import hashlib
 import ipaddress
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.national_ids import GENERAL_WORDS, SCHEMES, Scheme, luhn_valid
