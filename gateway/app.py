@@ -54,6 +54,7 @@ from gateway.responses.redis import SharedStore
 from gateway.responses.seal import Seal
 from gateway.responses.serve import Responses
 from gateway.responses.store import ResponseStore
+from gateway.spoken import Spoken
 from gateway.tokens import Counter
 from gateway.transfers.judge import Parts
 from gateway.transfers.kept import Kept
@@ -83,7 +84,8 @@ class Front:
         self.problems: dict[str, str] = {}
         """Why a worker process is not ready, by worker name; front workers too."""
         self.uplink = uplink
-        self.writer = _log_writer(self.config, start.name)
+        self.spoken = Spoken()
+        self.writer = _log_writer(self.config, start.name, self.spoken)
         self.emit = logs.configure(self.writer, self.config.logs.level)
         self.clients = self._model_clients(start.sockets)
         self.semantic = Semantic(start.sockets["cache"], deadline_s=self.config.cache.lookup_timeout_s)
@@ -92,7 +94,9 @@ class Front:
         self.upstreams = self._upstreams()
         self.health = HealthView(unavailable=self._unavailable, off=self._is_off, clock=time.monotonic)
         routes = {f"{option.upstream}/{option.model}" for option in self.generation.catalogue.options()}
-        self.metrics = Metrics(routes=routes, upstreams=self.config.upstreams, log=self.writer)
+        self.metrics = Metrics(
+            routes=routes, upstreams=self.config.upstreams, log=self.writer, output_secrets=lambda: self.spoken.n_found
+        )
         self.keys = Keys(
             KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256))
         )
@@ -255,7 +259,7 @@ def _admin(sha256: str) -> StoredKey:
     return StoredKey(id="local", label="local operator", sha256=sha256, scopes=("admin", "audit"))
 
 
-def _log_writer(config: Config, segment: str) -> LogWriter:
+def _log_writer(config: Config, segment: str, spoken: Spoken) -> LogWriter:
     settings = config.logs
     folder = Path(settings.vocabulary_folder) if settings.vocabulary_folder else None
     return LogWriter(
@@ -267,6 +271,7 @@ def _log_writer(config: Config, segment: str) -> LogWriter:
         on_full=settings.on_full,
         queue_limit=settings.queue_limit,
         count_tokens=Counter(config.root / folder if folder else None).count,
+        between=spoken,
     )
 
 

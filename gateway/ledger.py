@@ -42,6 +42,8 @@ class TokenEvent(NamedTuple):
     upstream: str
     source: str
     choice: int
+    said: str = ""
+    """The text whatever may be logged: it is searched for credentials on the log's thread, and never written."""
 
 
 _new_tuple = tuple.__new__
@@ -85,6 +87,8 @@ class Record(Struct, frozen=True, kw_only=True):
     overhead_ms: float = 0.0
     """Time spent in the gateway itself before the first attempt left: parse, scan, decide, look up."""
     events: int = 0
+    secrets_out: int = 0
+    """Credentials in the answer; known to the log alone, which reads what was said after it went out."""
     cosine: float | None = None
     client_request_id: str = ""
 
@@ -154,6 +158,7 @@ class Ledger:
         # In the order of TokenEvent's fields: by name it would cost three times as much.
         event = (
             time.time_ns(), self.request_id, self._index, ms, n_tokens, shown, chars, self._upstream, self._source, choice,
+            text,
         )  # fmt: skip
         self._on_token(_new_tuple(TokenEvent, event))
         self._index += 1

@@ -98,6 +98,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             "one event that carried content passed to the client",
             fields=("request_id", "index", "ms", "n_tokens", "upstream", "source", "choice", "chars"),
         ),
+        "output.secret_found": Event(
+            "the answer held credentials; they are masked in the log", fields=("request_id", "kind", "count"), level="warning"
+        ),
         "request.closed": Event("the request ended; its whole record", fields=("request_id", "endpoint", "ending", "status")),
         "gateway.started": Event("the supervisor runs", lifecycle=True),
         "gateway.stopped": Event("the supervisor ended in order", lifecycle=True),
@@ -262,6 +265,35 @@ class _Stdout:
         """Standard output is not ours to close."""
 
 
+class Between(Protocol):
+    """Looks at what is to be written; for the log's thread."""
+
+    @property
+    def waiting(self) -> int:
+        """Lines it holds back."""
+        ...
+
+    def through(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """What may be written now of what was held back and of this batch."""
+        ...
+
+    def rest(self) -> Sequence[Any]:
+        """All that was held back: nothing more comes."""
+        ...
+
+
+class _Straight:
+    """Nothing between."""
+
+    waiting = 0
+
+    def through(self, batch: Sequence[Any]) -> Sequence[Any]:
+        return batch
+
+    def rest(self) -> Sequence[Any]:
+        return ()
+
+
 class LogWriter:
     """A thread that writes log lines; `token`, `event` and `closed` append for it and cost the caller no encoding.
 
@@ -270,7 +302,7 @@ class LogWriter:
     when `queue_limit` lines wait is dropped and counted in `dropped`. `on_full="refuse"` makes `healthy` say so early enough
     that new requests can be refused and the running ones still find room; `"drop"` serves on.
     `count_tokens(text, upstream)` gives (tokens, estimated) for events whose source did not count; it runs on the thread.
-    `keep_files=0` keeps every file.
+    `keep_files=0` keeps every file. `between` may hold lines back, of one request in their order.
 
     Raises ConfigError when a folder is given that cannot be written and `on_full` is "refuse".
     """
@@ -286,8 +318,10 @@ class LogWriter:
         on_full: Literal["refuse", "drop"],
         queue_limit: int,
         count_tokens: Callable[[str, str], tuple[int, bool]],
+        between: Between | None = None,
     ) -> None:
         self.dropped = 0
+        self._between = between or _Straight()
         self._on_full = on_full
         self._queue_limit = queue_limit
         self._count_tokens = count_tokens
@@ -362,14 +396,16 @@ class LogWriter:
         self._wake.set()
         self._thread.join(timeout_s + 2 * RETRY_S)
         self._fault = "the log is closed"
-        return len(self._queue) + self._block.count(b"\n", min(self._written, default=0))
+        return len(self._queue) + self._between.waiting + self._block.count(b"\n", min(self._written, default=0))
 
     def _drop(self) -> None:
         with self._lock:
             self.dropped += 1
 
     def _run(self) -> None:
-        while self._stop_at is None or ((self._block or self._queue) and time.monotonic() < self._stop_at):
+        while self._stop_at is None or (
+            (self._block or self._queue or self._between.waiting) and time.monotonic() < self._stop_at
+        ):
             if self._stop_at is None:
                 self._wake.wait(WAKE_S)
                 self._wake.clear()
@@ -381,12 +417,12 @@ class LogWriter:
             sink.close()
 
     def _drain(self) -> None:
-        while self._block or self._queue:
+        while self._block or self._queue or (self._stop_at is not None and self._between.waiting):
             if not self._block:
                 batch = self._queue[: min(max(BATCH_LINES, len(self._queue) // 8), MOST_BATCH_LINES)]
                 del self._queue[: len(batch)]
                 self._written = [0] * len(self._sinks)
-                self._block = self._encode(batch)
+                self._block = self._encode(self._between.through(batch) if batch else self._between.rest())
             for number, sink in enumerate(self._sinks):
                 try:
                     while self._written[number] < len(self._block):
@@ -446,7 +482,7 @@ class LogWriter:
             return self._unencodable(item, error)
 
     def _token_line(self, item: TokenEvent) -> _Token:
-        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice = item
+        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
         line = _Token(self._clock(time_ns), "token", request_id, index, round(ms, 3), n_tokens, upstream, source, choice, chars)
         if text is not None:
             line.text = text

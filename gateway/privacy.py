@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from hashlib import blake2b
-from itertools import pairwise, repeat
+from itertools import accumulate, pairwise, repeat
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -31,8 +31,21 @@ except ImportError:
     re2 = None
 
 __all__ = [
-    "CLASSES", "DETECTOR", "KINDS", "Detector", "Finding", "Kind", "Scan", "classify", "find", "highest", "locate", "normalise",
-    "scan", "with_terms",
+    "CLASSES",
+    "DETECTOR",
+    "KINDS",
+    "Detector",
+    "Finding",
+    "Kind",
+    "Scan",
+    "classify",
+    "find",
+    "highest",
+    "locate",
+    "normalise",
+    "scan",
+    "suspects",
+    "with_terms",
 ]  # fmt: skip
 
 CLASSES = ("public", "internal", "confidential", "restricted")
@@ -527,6 +540,34 @@ DETECTOR = Detector()
 def with_terms(terms: Mapping[str, Iterable[str]]) -> Detector:
     """What also finds these words, by kind."""
     return Detector(terms=terms) if terms else DETECTOR
+
+
+@cache
+def _gate_of(kind: str) -> Gate:
+    gates = [family.gate for family in FAMILIES if any(rule.kind == kind for rule in family.rules)]
+    compiled = compile_with_re if re2 is None else compile_with_re2
+    return compiled(b"|".join(b"(?:" + gate + b")" for gate in gates))
+
+
+def suspects(kind: str, texts: list[str]) -> set[int]:
+    """Which of these texts are worth a search for this kind, by index: of all others it is sure that they hold none.
+
+    One pass over all together, about a nanosecond for two bytes.
+    """
+    gate = _gate_of(kind)
+    whole = SEPARATOR.join(texts)
+    data = _encode(normalise(whole))
+    match = gate.search(data, 0, len(data))
+    if match is None:
+        return set()
+    plain = len(data) == len(whole)
+    ends = list(accumulate((len(text) if plain else len(_encode(normalise(text)))) + 1 for text in texts))
+    found = set()
+    while match is not None:
+        index = min(bisect_right(ends, match.start()), len(texts) - 1)
+        found.add(index)
+        match = gate.search(data, ends[index], len(data)) if ends[index] < len(data) else None
+    return found
 
 
 def find(text: str) -> list[Finding]:

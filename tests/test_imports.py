@@ -21,6 +21,7 @@ LAYERS = (
     {"terms"},
     {"tomlfile", "frames", "wire", "stream", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan"},
+    {"spoken"},
     {"facts", "auth", "weights", "affinity"},
     {"cache", "local"},
     {"policy", "upstreams"},
