@@ -150,9 +150,11 @@ class Front:
     def _cache(self) -> Cache:
         cache = self.config.cache
         url = redis_url(self.config)
-        shared = Shared(url, on_purged=self._forget) if url else Off()
-        semantic = self.semantic if cache.enabled and cache.semantic else Off()
-        return Cache(exact=Exact(cache.exact_max_bytes), shared=shared, semantic=semantic, ttl_s=cache.ttl_s)
+        exact, semantic = Exact(cache.exact_max_bytes), self.semantic if cache.enabled and cache.semantic else Off()
+        if not url:
+            return Cache(exact=exact, shared=Off(), semantic=semantic, ttl_s=cache.ttl_s)
+        shared = Shared(url, on_purged=self._forget, position=self.config.state_dir / "cache" / "purges.heard")
+        return Cache(exact=exact, shared=shared, semantic=semantic, ttl_s=cache.ttl_s, on_settled=shared.settled)
 
     def _store(self) -> Store:
         url = redis_url(self.config)
