@@ -49,6 +49,7 @@ from gateway.metrics import Counts, Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
 from gateway.process import EXIT_UNUSABLE
+from gateway.purge import Selector, Subject
 from gateway.responses import Store
 from gateway.responses.redis import SharedStore
 from gateway.responses.seal import Seal
@@ -277,13 +278,36 @@ def _log_writer(config: Config, segment: str, spoken: Spoken) -> LogWriter:
     )
 
 
+async def purge_state(front: Front, wanted: Selector, *, dry_run: bool, by: str) -> dict[str, int]:
+    """Erase what is meant from everything but the log files; how much of each. One place that fails is told last.
+
+    Cached answers are not told apart by subject: all of its tenant and class go. Raises Unavailable.
+    """
+    subject = Subject(wanted.subject).stands_in_json if wanted.subject is not None else None
+    tenant, class_ = wanted.tenant, wanted.class_
+    works = {"cache": front.cache.purge(tenant, wanted.model, class_, dry_run=dry_run)}
+    if wanted.model is None:
+        store = front.responses.store
+        works["responses"] = store.purge(tenant=tenant, class_=class_, subject=subject, dry_run=dry_run)
+        if subject is None:
+            works["affinity"] = front.affinity.purge(tenant=tenant, class_=class_, dry_run=dry_run)
+    results = dict(zip(works, await asyncio.gather(*works.values(), return_exceptions=True), strict=True))
+    counts = {place: found for place, found in results.items() if not isinstance(found, BaseException)}
+    if not dry_run:
+        front.emit("data.purged", by=f"key:{by}", selector=wanted.told(), erased=counts)
+    for result in results.values():
+        if isinstance(result, BaseException):
+            raise result
+    return counts
+
+
 def create_app(front: Front) -> ASGIApp:
     """The application: raw hot routes, ordinary handlers for the rest, every failure in OpenAI's envelope."""
     handlers: list[Any] = [_hot_route(front.edge), *(_mounted(front.edge, prefix) for prefix in paths.MOUNTS)]
     handlers += ops.routes(
         config=front.config,
         keys=front.keys,
-        cache=front.cache,
+        purge_state=partial(purge_state, front),
         pipeline=front.pipeline,
         emit=front.emit,
         ready=front.ready,

@@ -7,6 +7,7 @@ mean. The schema is docs/logs.md and docs/log-schema.json.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
@@ -110,6 +112,12 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "policy.refused": Event(
             "changed policies were refused; the last good ones stay", lifecycle=True, fields=("reason",), level="error"
         ),
+        "data.purged": Event(
+            "what was kept was erased; by whom, what was meant, and how much",
+            lifecycle=True,
+            fields=("by", "selector", "erased"),
+            level="warning",
+        ),
         "log.failed": Event(
             "a log sink cannot be written (on standard error)", lifecycle=True, fields=("reason",), level="error"
         ),
@@ -190,12 +198,19 @@ class _Files:
         self._size = 0
 
     def write(self, block: bytes, at: int) -> int:
-        if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:
+        # A purge takes a file away under the same lock: what is written is in the file that it read, or in the next one.
+        if not self._held():
             at = block.rfind(b"\n", 0, at) + 1
-            self.open()
+            self._begin()
+        try:
+            return self._write(block, at)
+        finally:
+            self._let_go()
+
+    def _write(self, block: bytes, at: int) -> int:
         end = self._room(block, at)
         if end == at:
-            self.open()
+            self._begin()
             end = self._room(block, at)
         try:
             wrote = os.write(self._fd, memoryview(block)[at:end])
@@ -206,6 +221,22 @@ class _Files:
             raise
         self._size += wrote
         return at + wrote
+
+    def _held(self) -> bool:
+        """Lock the file that is open; False when there is none, or it was deleted."""
+        if self._fd < 0:
+            return False
+        self._lock()
+        return os.fstat(self._fd).st_nlink > 0
+
+    def _lock(self) -> None:
+        with suppress(OSError):  # a file system without locks has no purge of a running log either
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            with suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _room(self, block: bytes, at: int) -> int:
         """Where in `block` this file must end: at the last line that fits, or after the one line that is begun or too long."""
@@ -220,6 +251,11 @@ class _Files:
 
     def open(self) -> None:
         """Begin the next file, readable by its owner alone, and remove the oldest above `keep_files`. Raises OSError."""
+        self._begin()
+        self._let_go()
+
+    def _begin(self) -> None:
+        """As `open`, and keep it locked."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Never an older stamp or a smaller number than before: the name says which file is the oldest.
         self._stamp = max(self._stamp, time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
@@ -233,6 +269,7 @@ class _Files:
                 continue
         self.close()
         self._fd, self._size = fd, 0
+        self._lock()
         self._prune(path)
 
     def _prune(self, current: Path) -> None:

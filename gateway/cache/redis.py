@@ -167,7 +167,7 @@ class Shared:
         raise asyncio.CancelledError
 
     async def _follow(self, last: bytes | None) -> bytes:
-        """Hear what was purged after `last`, waiting a little for it; None: where the last process ended. Returns where to go on."""
+        """Hear what was purged after `last`, waiting a little; None: where the last process ended. Returns where to go on."""
         if last is None:
             return await self._begin()
         for _, messages in await self._redis.xread({self._stream: last}, block=_BLOCK_MS):
