@@ -121,7 +121,7 @@ def _places(config: Config, wanted: Selector, *, dry_run: bool) -> Iterator[tupl
 async def _shared(config: Config, wanted: Selector, *, dry_run: bool) -> int:
     from gateway.cache.redis import Shared
 
-    if (url := redis_url(config)) is None:
+    if not (url := redis_url(config)):
         return 0
     shared = Shared(url)
     try:
@@ -150,9 +150,9 @@ async def _responses(config: Config, wanted: Selector, subject: Any, *, dry_run:
 
     path = config.state_dir / "stored_responses.sqlite3"
     url = redis_url(config)
-    if url is None and not path.exists():
+    if not url and not path.exists():
         return 0
-    store: Store = SharedStore(url) if url is not None else ResponseStore(path)
+    store: Store = SharedStore(url) if url else ResponseStore(path)
     try:
         return await store.purge(tenant=wanted.tenant, class_=wanted.class_, subject=subject, dry_run=dry_run)
     finally:
@@ -189,7 +189,7 @@ def _note(config: Config, wanted: Selector, counts: dict[str, int]) -> None:
         count_tokens=lambda _text, _upstream: (0, True),
     )
     writer.event({"event": "data.purged", "level": "warning", "by": f"os:{_user()}", "selector": wanted.told(), "erased": counts})
-    if writer.close() or writer.fault:
+    if writer.close():
         raise ConfigError([Problem(str(config.logs_folder), "the purge is done, but its audit line could not be written")])
 
 

@@ -295,8 +295,11 @@ def test_a_purge_reaches_every_place_whether_or_not_a_gateway_runs(tmp_path, run
         until(lambda: len(gateway.records()) == 2, "both records")
         if not running:
             gateway.stop()
-        count = json.loads(gateway.cli("purge", "--tenant", "default", "--subject", "Heron", "--dry-run", "--json").stdout)
+        dry = gateway.cli("purge", "--tenant", "default", "--subject", "Heron", "--dry-run", "--json")
+        assert dry.returncode == 0, dry.stderr
+        count = json.loads(dry.stdout)
         done = gateway.cli("purge", "--tenant", "default", "--subject", "Heron", "--json")
+        assert done.returncode == 0, done.stderr
         assert (done.returncode, json.loads(done.stdout)["counts"]) == (0, count["counts"])
         assert count["counts"]["responses"] == 1
         assert count["counts"]["log_lines"] > 0
