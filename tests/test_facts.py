@@ -77,3 +77,13 @@ def test_a_customers_words_count_in_tags_and_headers():
     headers = {"idempotency-key": "blue heron 7", "openai-beta": "assistants=v2"}
     incoming = Incoming(endpoint="chat/completions", body=b"", headers=headers, principal=key, detector=detector)
     assert incoming.forwarded() == (("openai-beta", "assistants=v2"),)
+
+
+def test_a_detector_that_fails_withholds_the_word():
+    """What could not be searched is not shown, and costs no request its answer."""
+
+    class Failing:
+        def find(self, text):
+            raise RuntimeError(text)
+
+    assert loggable("ci", Failing()) == WITHHELD
