@@ -42,7 +42,8 @@ from gateway.http import ops, paths
 from gateway.http.cors import Cors
 from gateway.http.door import Door
 from gateway.http.inference import Edge, request_id
-from gateway.ledger import Ledger, Record
+from gateway.http.lane import Connections
+from gateway.ledger import Later, Ledger, Record
 from gateway.local.frames import Hello, from_worker_decoder
 from gateway.logs import LogWriter
 from gateway.metrics import Counts, Metrics
@@ -71,6 +72,10 @@ with 1,000 streams open each of those stops the loop for 50 ms. A request leaves
 
 
 OPEN_FILES = 65_536
+LOOK_AT_KEYS_S = 0.005
+"""A revoked key ends within this time: sooner than the command that revokes it returns."""
+IDLE_S = 75
+"""A client's connection may lie idle for this long: longer than clients keep one, so that it is theirs to close."""
 SWITCH_S = 0.001
 """How long the loop and the log's thread leave each other waiting for the interpreter lock: with Python's own 5 ms the thread
 falls behind at some ten thousand tokens a second, and new requests are refused."""
@@ -88,6 +93,7 @@ class Front:
         self.spoken = Spoken()
         self.writer = _log_writer(self.config, start.name, self.spoken)
         self.emit = logs.configure(self.writer, self.config.logs.level)
+        self._later = self.writer.later if self.config.logs.level in {"debug", "info"} else _unwanted
         self.clients = self._model_clients(start.sockets)
         self.semantic = Semantic(start.sockets["cache"], deadline_s=self.config.cache.lookup_timeout_s)
         self.cache = self._cache()
@@ -99,7 +105,9 @@ class Front:
             routes=routes, upstreams=self.config.upstreams, log=self.writer, output_secrets=lambda: self.spoken.n_found
         )
         self.keys = Keys(
-            KeyFile(self.config.state_dir / "keys.json"), (*configured_keys(self.config), _admin(start.admin_sha256))
+            KeyFile(self.config.state_dir / "keys.json"),
+            (*configured_keys(self.config), _admin(start.admin_sha256)),
+            look_every_s=LOOK_AT_KEYS_S,
         )
         self.affinity = Affinity(self.config.state_dir / "responses.sqlite")
         self.responses = Responses(self._store(), Seal(self.config.state_dir / "compaction.key"))
@@ -187,7 +195,7 @@ class Front:
 
     def _ledger(self, id_: str, endpoint: str) -> Ledger:
         self.metrics.opened()
-        return Ledger(id_, endpoint, on_token=self.writer.token, on_event=self.emit, on_record=self._closed)
+        return Ledger(id_, endpoint, on_token=self.writer.token, on_event=self.emit, on_record=self._closed, on_later=self._later)
 
     def _closed(self, record: Record) -> None:
         self.metrics.observe(record)
@@ -255,6 +263,10 @@ class Front:
         await self.affinity.aclose()
         await self.responses.aclose()
         await asyncio.to_thread(self.writer.close)
+
+
+def _unwanted(event: Later) -> None:
+    """Events of the request path are not logged at this level."""
 
 
 def _admin(sha256: str) -> StoredKey:
@@ -440,7 +452,8 @@ async def serve(control_fd: int) -> None:
     config = uvicorn.Config(
         create_app(front),
         loop="uvloop",
-        http="httptools",
+        http=Connections(front.edge, idle_s=IDLE_S, cors=bool(front.config.server.cors_origins)),  # type: ignore[arg-type]  # called as a class is
+        timeout_keep_alive=IDLE_S,
         lifespan="on",
         access_log=False,
         log_config=None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import time
@@ -114,7 +115,10 @@ class KeyFile:
 class Keys:
     """Every key that is valid now: those of the key file, looked at again whenever it changed, and those of the config."""
 
-    def __init__(self, file: KeyFile, configured: Iterable[StoredKey]) -> None:
+    def __init__(self, file: KeyFile, configured: Iterable[StoredKey], *, look_every_s: float = 0.0) -> None:
+        """`look_every_s`: how long what was read of the file may be relied on without looking whether it changed."""
+        self._look_every_s = look_every_s
+        self._looked_at = -math.inf
         self._file = file
         self._path = str(file.path)
         self._configured = tuple(configured)
@@ -122,8 +126,10 @@ class Keys:
         self._by_digest: dict[str, tuple[str, Principal]] = {}
 
     def principal(self, key: str) -> Principal:
-        """Who this key belongs to. Raises Unauthorized. Costs one stat call, so that a revoked key ends at once."""
-        self._refresh()
+        """Who this key belongs to. Raises Unauthorized. Costs a stat call now and then, so that a revoked key ends at once."""
+        if (now := time.monotonic()) - self._looked_at >= self._look_every_s:
+            self._looked_at = now
+            self._refresh()
         wanted = digest(key)
         # A dict finds the digest of a secret with 256 random bits: timing tells nothing that helps to guess it.
         found = self._by_digest.get(wanted)
@@ -131,6 +137,11 @@ class Keys:
             hint = key[:11] + "..." if key.startswith("gw-") else "a key that is not ours (gw-...)"
             raise Unauthorized(f"Incorrect API key provided: {ascii(hint)[1:-1]}. Make one with: gateway keys new")
         return found[1]
+
+    def labelled(self, label: str) -> Principal | None:
+        """Who the valid key of this label belongs to."""
+        self._refresh()
+        return next((principal for _, principal in self._by_digest.values() if principal.label == label), None)
 
     def _refresh(self) -> None:
         try:
@@ -164,6 +175,12 @@ def configured_keys(config: Config) -> list[StoredKey]:
     return found
 
 
+def labelled(config: Config, file: KeyFile, label: str) -> Principal | None:
+    """As `Keys.labelled`, without the secrets of the environment. Raises ConfigError when the key file is damaged."""
+    stored = [*(_stored(key, "") for key in config.keys), *file.read()]
+    return next((key.principal() for key in stored if key.label == label and key.revoked_at is None), None)
+
+
 def _stored(key: Key, value: str) -> StoredKey:
     return StoredKey(
         id=f"config:{key.label}",
@@ -175,6 +192,17 @@ def _stored(key: Key, value: str) -> StoredKey:
         policies=key.policies,
         class_floor=key.class_floor,
     )
+
+
+def as_if(found: Principal | None, base: Principal, *, label: str, tenant: str, policy: str) -> Principal:
+    """Whom a dry run decides for: the key that was `found` by a label, else `base` under that label; what is given replaces its own.
+
+    Empty: not given. `found` brings its tenant, policies and class floor.
+    """
+    principal = found or msgspec.structs.replace(base, label=label or base.label)
+    if tenant:
+        principal = msgspec.structs.replace(principal, tenant=tenant)
+    return msgspec.structs.replace(principal, policy=policy, policies=()) if policy else principal
 
 
 def bearer(headers: dict[str, str]) -> str:

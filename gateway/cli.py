@@ -99,9 +99,9 @@ def _missing_weights(config: Config) -> list[str]:
 @with_json
 @click.argument("asked", metavar="REQUEST_ID|FILE|-", default="-")
 @click.option("--endpoint", type=click.Choice(list(ENDPOINTS)), default="chat/completions")
-@click.option("--policy", default="", help="Route policy; default: the config's.")
-@click.option("--tenant", default="default", help="As if a key of this tenant asked.")
-@click.option("--key-label", default="", help="As if the key of this label asked.")
+@click.option("--policy", default="", help="Route policy; default: the key's, else the config's.")
+@click.option("--tenant", default="", help="As if a key of this tenant asked. Default: the key's, else `default`.")
+@click.option("--key-label", default="", help="As if the key of this label asked: with its tenant, policy and class floor.")
 @click.option("--class", "class_", type=click.Choice(CLASSES), default="public", help="As if x-gateway-class said so.")
 def explain(
     path: Path | None,
@@ -154,6 +154,7 @@ def _explained_now(
     from msgspec.structs import replace
 
     from gateway import facts, wire
+    from gateway.auth import KeyFile, Principal, as_if, labelled
     from gateway.config import off_reason
     from gateway.errors import NotFound, did_you_mean
     from gateway.explain import explain as explain_
@@ -161,7 +162,10 @@ def _explained_now(
     from gateway.responses.serve import NOTHING, ways
 
     generation = load_policies(config)
-    policy = policy or config.policies.default
+    anybody = Principal(key_id="", label="", tenant="default", scopes=())
+    found = labelled(config, KeyFile(config.state_dir / "keys.json"), key_label) if key_label else None
+    principal = as_if(found, anybody, label=key_label, tenant=tenant, policy=policy)
+    policy = principal.policy or config.policies.default
     if policy not in generation.policies:
         raise NotFound(f'there is no policy "{policy}"{did_you_mean(policy, generation.policies)}')
     request = wire.read(endpoint, body)
@@ -172,14 +176,15 @@ def _explained_now(
         classes=generation.classes,
         detector=generation.detector,
         max_scan_chars=config.server.max_scan_chars,
-        tenant=tenant,
-        key_label=key_label,
-        class_floor="public",
+        tenant=principal.tenant,
+        key_label=principal.label,
+        class_floor=principal.class_floor,
         headers={"x-gateway-class": class_},
         seed="explain",
         now=time.time(),
+        with_task=True,
     )
-    found = replace(judged, via_chat=ways(request, NOTHING).via_chat)
+    asked = replace(judged, via_chat=ways(request, NOTHING).via_chat)
     health = {}
     for option in generation.catalogue.options():
         reason = off_reason(config.upstreams[option.upstream])
@@ -189,7 +194,7 @@ def _explained_now(
 
             reason = missing(config, option.model)
         health[option.name] = Health(up=reason is None, off=off, reason=reason or "")
-    return explain_(generation, policy, found, health)
+    return explain_(generation, policy, asked, health)
 
 
 @cli.group()

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from gateway import sse, stream
 from gateway.errors import ApiError
 from gateway.ledger import Usage
-from gateway.stream import Seen
+from gateway.stream import Burst, Seen
 
 Texts = tuple[tuple[int, str], ...]
 
@@ -74,6 +74,10 @@ class Tap(Protocol):
 
     def event(self, raw: bytes) -> Seen:
         """Look at one whole event."""
+        ...
+
+    def burst(self, events: bytes) -> Burst | None:
+        """Look at whole events that came together; None, and nothing is noted, where each needs a look of its own."""
         ...
 
     def end_with(self, error: ApiError | None) -> bytes:
@@ -253,6 +257,9 @@ class _TypedTap:
             self.error = said.error
         self.done = self.done or said.ends
         return Seen(raw, said.texts, said.error, said.ends)
+
+    def burst(self, events: bytes) -> None:
+        """See `Tap.burst`."""
 
     def read(self, event: dict[str, Any]) -> _Said:
         """What one event says."""

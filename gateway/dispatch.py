@@ -34,7 +34,7 @@ from gateway.errors import (
 )
 from gateway.health import HealthView
 from gateway.ledger import Ledger
-from gateway.patience import Patience
+from gateway.patience import Patience, Waits
 from gateway.policy.decision import Decision, Option
 from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
@@ -221,7 +221,7 @@ class Opened:
         self._patience.end()
         try:
             await self._answer.aclose()
-            if isinstance(self._pieces, AsyncGenerator):
+            if self._pieces is not self._answer and isinstance(self._pieces, AsyncGenerator):
                 # One that another task is still reading ends there: its source has just been closed.
                 with suppress(RuntimeError):
                     await self._pieces.aclose()
@@ -259,12 +259,13 @@ class Dispatch:
         self._health = health
         self._sleep = sleep
         self._draw = draw
+        self._waits = Waits()
 
     async def open(self, decision: Decision, prepare: Callable[[Option], Awaitable[Call]], ledger: Ledger) -> Opened:
         """The first candidate's answer that begins well. Raises the ApiError of the last failure when none does."""
         allowed = {chosen.option.name for chosen in decision.candidates}
         deadline = time.monotonic() + decision.deadline_ms / 1000 if decision.deadline_ms else None
-        last: ApiError = Unavailable("No upstream could be tried.", should_retry=False)
+        last: ApiError | None = None
         for chosen in decision.candidates:
             option = chosen.option
             for attempt in range(1 + self._configs[option.upstream].retries):
@@ -305,7 +306,7 @@ class Dispatch:
             if deadline is not None and time.monotonic() >= deadline:
                 break
         try:
-            raise last
+            raise last or Unavailable("No upstream could be tried.", should_retry=False)
         finally:
             # Else its traceback and this frame would hold each other, and the request's body, until a full collection.
             del last
@@ -340,7 +341,7 @@ class Dispatch:
         probes = self._health.started(option.name)
         opened: Opened | None = None
         began = time.monotonic()
-        patience = Patience(wait_s, f"no first event within {wait_s:.3g} s")
+        patience = Patience(self._waits, wait_s, f"no first event within {wait_s:.3g} s")
         try:
             with patience:
                 if call.upload is not None:

@@ -10,10 +10,12 @@ from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gateway import national_ids, privacy, recognisers, terms
+from gateway import national_ids, privacy, recognisers, tasks, terms
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
+from gateway.tasks import Task, task_of
 from gateway.tokens import size_estimate
 from gateway.wire import Request
 
@@ -50,11 +52,15 @@ class Facts(Struct, frozen=True, kw_only=True):
     prompt_tokens_high: int = 0
     """Upper end of the estimate's error band; what a limit or a context window is compared with."""
     max_output: int | None = None
-    """As the client limited it."""
+    """As the client limited it, for each answer."""
+    choices: int = 1
+    """How many answers are asked for: `n`, times the prompts of a body that has several."""
     deadline_ms: int | None = None
     """What the client is ready to wait for the first token, from its x-gateway-deadline-ms header."""
     hour: int = 0
     """UTC hour of the day when the request came."""
+    task: Task = ""
+    """What is asked for, as `tasks` guesses; empty where no policy in force asks for it."""
     seed: str = ""
     """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
 
@@ -72,10 +78,12 @@ def judge(
     headers: Mapping[str, str],
     seed: str,
     now: float,
+    with_task: bool = False,
 ) -> Facts:
     """Scan a request and gather its facts. Its class is the highest of what was found, the key's floor and x-gateway-class.
 
-    `query` is text of the URL that travels with the body; `classes` maps kinds of findings to classes; `now` is Unix seconds.
+    `query` is text of the URL that travels with the body; `classes` maps kinds of findings to classes; `now` is Unix seconds;
+    `with_task`: whether anybody asks for the task.
     Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
     scan = privacy.scan((request.data, query), max_chars=max_scan_chars, detector=detector)
@@ -87,10 +95,10 @@ def judge(
         model=request.model,
         class_=max(found_class, floor, key=_RANK.__getitem__),
         class_floor=floor,
-        found=tuple(sorted(scan.kinds)),
+        found=tuple(sorted(scan.kinds)) if scan.kinds else (),
         tenant=tenant,
         key_label=key_label,
-        tags=_tags(headers.get("x-gateway-tags", ""), detector),
+        tags=_tags(headers["x-gateway-tags"], detector) if "x-gateway-tags" in headers else (),
         stream=request.stream,
         tools="tools" in request.needs,
         images="images" in request.needs,
@@ -101,8 +109,10 @@ def judge(
         prompt_tokens_low=size.low,
         prompt_tokens_high=size.high,
         max_output=request.max_output,
-        deadline_ms=_milliseconds(headers.get("x-gateway-deadline-ms", "")),
+        choices=request.choices,
+        deadline_ms=_milliseconds(headers["x-gateway-deadline-ms"]) if "x-gateway-deadline-ms" in headers else None,
         hour=int(now) // 3600 % 24,
+        task=task_of(request.data) if with_task else "",
         seed=seed,
     )
 
@@ -113,6 +123,16 @@ def detector_version() -> str:
     modules = (privacy, recognisers, national_ids, terms)
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(code).hexdigest()[:8]
+
+
+def with_task(facts: Facts, request: Request) -> Facts:
+    """The facts with the task of the request, also where no policy asks for it: for whoever looks on."""
+    return facts if facts.task else replace(facts, task=task_of(request.data))
+
+
+def classifier(facts: Facts) -> str:
+    """What guessed the task, as 8 digits; empty where it was not worked out. Logged, since `task` hangs on it."""
+    return tasks.version() if facts.task else ""
 
 
 _RANK = {name: rank for rank, name in enumerate(CLASSES)}

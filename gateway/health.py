@@ -18,9 +18,12 @@ SMOOTHING = 0.2
 
 
 class _State:
-    __slots__ = ("failures", "in_flight", "pause_s", "paused_until", "probed", "reason", "ttft_ms")
+    __slots__ = ("failures", "in_flight", "name", "pause_s", "paused_until", "probed", "reason", "shown", "ttft_ms")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.shown: Health | None = None
+        """Of the last time that it was up."""
         self.failures = 0
         self.in_flight = 0
         self.pause_s = FIRST_PAUSE_S
@@ -46,11 +49,32 @@ class HealthView:
         self._off = off
         self._clock = clock
         self._states: dict[str, _State] = {}
+        self._by_pair: dict[tuple[str, str], _State] = {}
 
     def snapshot(self, options: Iterable[tuple[str, str]]) -> dict[str, Health]:
         """The state of these (upstream, model) pairs now, by `upstream/model`."""
         now = self._clock()
         return {f"{upstream}/{model}": self._one(upstream, model, now) for upstream, model in options}
+
+    def differing(self, options: Iterable[tuple[str, str]]) -> dict[str, Health]:
+        """As `snapshot`, without those that are up, idle and not measured, as `decide` takes any to be that is missing.
+
+        Called on every request: what did not change since the last call is not made again.
+        """
+        now = self._clock()
+        found = {}
+        for pair in options:
+            state = self._by_pair.get(pair)
+            if state is None:
+                state = self._by_pair[pair] = self._state(f"{pair[0]}/{pair[1]}")
+            if self._unavailable(*pair) is not None or now < state.paused_until or state.probed:
+                found[state.name] = self._one(*pair, now)
+            elif state.in_flight or state.ttft_ms is not None:
+                shown = state.shown
+                if shown is None or shown.in_flight != state.in_flight or shown.ttft_ms != state.ttft_ms:
+                    shown = state.shown = Health(ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+                found[state.name] = shown
+        return found
 
     def _one(self, upstream: str, model: str, now: float) -> Health:
         state = self._state(f"{upstream}/{model}")
@@ -67,7 +91,7 @@ class HealthView:
     def _state(self, option: str) -> _State:
         state = self._states.get(option)
         if state is None:
-            state = self._states[option] = _State()
+            state = self._states[option] = _State(option)
         return state
 
     def admit(self, option: str) -> bool:

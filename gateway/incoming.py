@@ -46,10 +46,13 @@ class Incoming(Struct, frozen=True, kw_only=True):
 
     def forwarded(self, more: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
         """The client's headers that travel. One with sensitive text, or no header of ours, stays here."""
-        found = [(name, self.headers[name]) for name in (*FORWARDED_HEADERS, *more) if name in self.headers]
-        return tuple((name, value) for name, value in found if _may_travel(name, value, self.detector))
+        headers = self.headers
+        found = [name for name in (*FORWARDED_HEADERS, *more) if name in headers]
+        if not found:
+            return ()
+        return tuple([(name, headers[name]) for name in found if _may_travel(name, headers[name], self.detector)])
 
     @property
     def forwarded_query(self) -> str:
         """The part of the URL's query that travels with the body."""
-        return self.query if dialects.of(self.endpoint).forwards_query else ""
+        return self.query if self.query and dialects.of(self.endpoint).forwards_query else ""

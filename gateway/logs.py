@@ -28,7 +28,7 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ConfigError, GatewayError, Problem
-from gateway.ledger import Record, TokenEvent
+from gateway.ledger import Later, Record, TokenEvent
 
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
@@ -399,6 +399,13 @@ class LogWriter:
         else:
             self._drop()
 
+    def later(self, event: Later) -> None:
+        """Hand over an event of the request path whose fields are put together on the thread."""
+        if len(self._queue) < self._queue_limit:
+            self._queue.append(event)
+        else:
+            self._drop()
+
     def closed(self, record: Record) -> None:
         """Hand over the record of a closed request; it becomes its `request.closed` line."""
         if len(self._queue) < self._queue_limit:
@@ -514,6 +521,8 @@ class LogWriter:
                 return self._token_line(item)
             if type(item) is Record:
                 return self._record_line(item)
+            if type(item) is Later:
+                return self._later_line(item)
             return self._event_line(item)
         except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
             return self._unencodable(item, error)
@@ -539,6 +548,12 @@ class LogWriter:
         level = "warning" if record.ending in ("broken", "failed") else "info"
         head = {"time": self._clock(closed_ns), "event": "request.closed", "level": level}
         return self._joined(head, record) or {**head, **msgspec.to_builtins(record)}
+
+    def _later_line(self, item: Later) -> msgspec.Raw | dict[str, Any]:
+        level = EVENTS[item.name].level
+        head = {"time": self._clock(item.time_ns), "event": item.name, "level": level, "request_id": item.request_id}
+        fields = item.fields(*item.of)
+        return self._joined(head, fields) or {**head, **masked(msgspec.to_builtins(fields))}
 
     def _event_line(self, item: MutableMapping[str, Any]) -> msgspec.Raw | dict[str, Any]:
         head = {"time": self._clock(item.pop("time_ns")), "event": item.pop("event"), "level": item.pop("level", "info")}

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from gateway import dialects, reply, wire
 from gateway import facts as facts_of
 from gateway.affinity import Affinity, Made
-from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Mode, Scope
+from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Miss, Mode, Scope
 from gateway.cache.key import scope
 from gateway.cache.tiers import Cache
 from gateway.config import CLASSES, Class, Config
@@ -34,7 +34,7 @@ from gateway.policy.generation import Generation
 from gateway.privacy import Detector
 from gateway.reply import Reply
 from gateway.responses.recall import Recall
-from gateway.responses.serve import ENDPOINTS, NOTHING, Before, Responses, Translation, Ways, ways
+from gateway.responses.serve import ENDPOINTS, NATIVE, NOTHING, Before, Responses, Translation, Ways, ways
 from gateway.upstreams import Call
 
 __all__ = ["Incoming", "Keeper", "Pipeline", "decided"]
@@ -104,7 +104,10 @@ class Pipeline:
         ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
         decision = self._decide(incoming, facts, before, generation, ledger)
         first = _first(decision, how)
-        key, mode, control = await _aside(size, self._cache_key, incoming, request, first, decision, generation)
+        if size <= LOOP_BODY_BYTES:
+            key, mode, control = self._cache_key(incoming, request, first, decision, generation)
+        else:
+            key, mode, control = await asyncio.to_thread(self._cache_key, incoming, request, first, decision, generation)
         found = await self._cache.lookup(key, mode, class_=facts.class_, no_cache=bool(control & {"no-cache", "no-store"}))
         if isinstance(found, Hit):
             _note_hit(ledger, found)
@@ -115,7 +118,7 @@ class Pipeline:
             return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
         ledger.note(cache=_OUTCOMES.get(found.reason, "miss"))
         if mode != "off":
-            ledger.event("cache.miss", reason=found.reason, cosine=found.cosine)
+            ledger.event_of("cache.miss", _missed, found)
         if decision.refusal is not None:
             raise _refused(decision, facts, how, generation)
         _check_store(request, facts)
@@ -123,7 +126,9 @@ class Pipeline:
             return self._responses.count(first, ledger, self._headers(decision, "gateway", "off", ledger.why))
 
         async def prepare(option: Option) -> Call:
-            return await _aside(size, self._call, incoming, request, how, option, ledger)
+            if size <= LOOP_BODY_BYTES:
+                return self._call(incoming, request, how, option, ledger)
+            return await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
 
         try:
             opened = await self._dispatch.open(decision, prepare, ledger)
@@ -153,12 +158,13 @@ class Pipeline:
         something else than the decision, whose refusals are part of the explanation.
         """
         generation = self._generation()
-        request, before, _, facts, _ = await self._judge(incoming, generation, ledger)
+        request, before, how, facts, _ = await self._judge(incoming, generation, ledger)
+        facts = facts_of.with_task(facts, how.judged(request))
         name = self._policy(incoming, generation)
-        health = self._health_of(generation)
+        health = self._health_of(generation, facts.model)
         pinned = before.made.upstream if before.made else None
         found = explain(generation, name, facts, health, pinned=pinned)
-        ledger.event("route.explained", **decided(facts, found.decision, health, pinned=pinned))
+        ledger.event("route.explained", **decided(facts, found.decision, health, pinned))
         if found.decision.refusal is None:
             _check_store(request, facts)
         return found
@@ -170,6 +176,10 @@ class Pipeline:
     async def _judge(self, incoming: Incoming, generation: Generation, ledger: Ledger) -> _Judged:
         """Read a request and gather its facts. Raises ApiError for one that cannot be served by anybody."""
         size = len(incoming.body)
+        if incoming.endpoint not in ENDPOINTS:
+            if size <= LOOP_BODY_BYTES:
+                return self._judge_alone(incoming, generation, ledger)
+            return await asyncio.to_thread(self._judge_alone, incoming, generation, ledger)
         request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         before = await self._before(request, incoming.principal.tenant)
         request = self._named(request, before)
@@ -180,10 +190,14 @@ class Pipeline:
             facts = replace(facts, via_chat=how.via_chat)
         return _Judged(request, before, how, facts, size)
 
+    def _judge_alone(self, incoming: Incoming, generation: Generation, ledger: Ledger) -> _Judged:
+        """As `_judge`, of a request that goes on from nothing."""
+        request = self._named(wire.read(incoming.endpoint, incoming.body, deployment=incoming.deployment), NOTHING)
+        facts = self._facts(incoming, request, NOTHING, generation, ledger)
+        return _Judged(request, NOTHING, NATIVE, facts, len(incoming.body))
+
     async def _before(self, request: wire.Request, tenant: str) -> Before:
         """What a request goes on from. Raises InvalidRequest for a stored response that this tenant does not have."""
-        if request.endpoint not in ENDPOINTS:
-            return NOTHING
         made = await self._affinity.find(tenant, request.previous) if request.previous else None
         if made is not None:
             return Before(made=made, class_=made.class_, model=made.name)
@@ -217,20 +231,21 @@ class Pipeline:
         principal = incoming.principal
         return facts_of.judge(
             request,
-            query=unquote_plus(incoming.forwarded_query),
+            query=unquote_plus(query) if (query := incoming.forwarded_query) else "",
             classes=generation.classes,
             detector=generation.detector,
             max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,
-            class_floor=max(principal.class_floor, before.class_, key=CLASSES.index),
+            class_floor=_higher(principal.class_floor, before.class_),
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
+            with_task=generation.asks_task,
         )
 
     def _decide(self, incoming: Incoming, facts: Facts, before: Before, generation: Generation, ledger: Ledger) -> Decision:
-        health = self._health_of(generation)
+        health = self._health_of(generation, facts.model)
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if before.made is not None:
             decision = pin(decision, before.made.upstream)
@@ -238,7 +253,7 @@ class Pipeline:
         ledger.note(policy=decision.policy, route_rule=decision.rule)
         if incoming.headers.get("x-gateway-explain") == "1":
             ledger.why = reason(facts, decision)
-        ledger.event("route.decided", **decided(facts, decision, health, pinned=before.made.upstream if before.made else None))
+        ledger.event_of("route.decided", decided, facts, decision, health, before.made.upstream if before.made else None)
         return decision
 
     def _policy(self, incoming: Incoming, generation: Generation) -> str:
@@ -251,8 +266,8 @@ class Pipeline:
             default=self._config.policies.default,
         )
 
-    def _health_of(self, generation: Generation) -> dict[str, Health]:
-        return self._health.snapshot((option.upstream, option.model) for option in generation.catalogue.options())
+    def _health_of(self, generation: Generation, model: str) -> dict[str, Health]:
+        return self._health.differing(generation.pairs(model))
 
     def _cache_key(
         self,
@@ -263,7 +278,8 @@ class Pipeline:
         generation: Generation,
     ) -> tuple[Scope | None, Mode, set[str]]:
         """Where this answer stands in the cache, how far the policy of now lets the cache answer, and what the client asked."""
-        control = {part.strip().lower() for part in incoming.headers.get("cache-control", "").split(",")}
+        asked_for = incoming.headers.get("cache-control")
+        control = {part.strip().lower() for part in asked_for.split(",")} if asked_for else set()
         forbidden = decision.refusal is not None and decision.refusal.kind != "unavailable"
         asked = first.chat if first is not None and request.endpoint == "responses" else request
         kept = dialects.of(asked.endpoint).converts and self._config.cache.enabled and decision.cache != "off"
@@ -324,6 +340,10 @@ async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs:
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
+def _higher(one: Class, other: Class) -> Class:
+    return one if one == other else max(one, other, key=CLASSES.index)
+
+
 def _reasons(why: str) -> list[tuple[str, str]]:
     return [("x-gateway-explain", why)] if why else []
 
@@ -353,7 +373,7 @@ def _nothing(id_: str, opened: Opened) -> None:
     """An answer that nobody will ask for again."""
 
 
-def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], *, pinned: str | None = None) -> dict[str, Any]:
+def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinned: str | None = None) -> dict[str, Any]:
     """The fields of `route.decided`: everything needed to decide again later, and nothing of the request's text.
 
     `pinned`: the upstream that keeps what the request goes on from.
@@ -370,6 +390,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], *, p
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,
         "detector": facts_of.detector_version(),
+        "classifier": facts_of.classifier(facts),
     }
 
 
@@ -380,7 +401,15 @@ _OUTCOMES = {"off": "off", "class": "off", "no_cache": "bypass"}
 def _note_hit(ledger: Ledger, hit: Hit) -> None:
     ledger.sent()
     ledger.note(cache=f"hit-{hit.tier}", source="cache", route="cache", cosine=hit.cosine, saved_usd=hit.entry.cost_usd)
-    ledger.event("cache.hit", tier=hit.tier, cosine=hit.cosine, age_s=hit.age_s)
+    ledger.event_of("cache.hit", _hit, hit.tier, hit.cosine, hit.age_s)
+
+
+def _missed(miss: Miss) -> dict[str, Any]:
+    return {"reason": miss.reason, "cosine": miss.cosine}
+
+
+def _hit(tier: str, cosine: float | None, age_s: float) -> dict[str, Any]:
+    return {"tier": tier, "cosine": cosine, "age_s": age_s}
 
 
 def _unknown_model(name: str, config: Config) -> NotFound:

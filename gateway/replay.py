@@ -21,7 +21,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gateway import catalog
+from gateway import catalog, tasks
 from gateway.config import CLASSES, Class
 from gateway.errors import ConfigError
 from gateway.facts import Facts, detector_version
@@ -61,6 +61,7 @@ class _Decided(Struct):
     limits: tuple[str, ...]
     refusal: str | None
     detector: str = ""
+    classifier: str = ""
     pinned: str | None = None
 
 
@@ -147,7 +148,7 @@ class Replay(Struct, frozen=True, kw_only=True):
     from_cache: int
     """Requests that the cache answered; they are counted as if it had not."""
     assumed_up: int
-    """Requests whose first choice now is an option that did not exist then, and is taken to be up."""
+    """Requests whose first choice now is an option that their model did not have then, and is taken to be up."""
 
     @property
     def moved_share(self) -> float:
@@ -236,6 +237,12 @@ class Replayer:
             return f"the detector has changed since ({line.detector or 'not logged'})"
         if not past.same_terms:
             return "the customer terms have changed since"
+        if self._now.asks_task and line.classifier != tasks.version():
+            return (
+                "the task was not worked out then"
+                if not line.classifier
+                else f"the classifier has changed since ({line.classifier})"
+            )
         facts = line.facts
         if not past.same_classes:
             class_ = _class_now(facts, past.generation, self._now, floor_logged=b'"class_floor":' in raw)
@@ -264,7 +271,8 @@ class Replayer:
             self._changed += 1
         before = past.options.get(first_before)
         after = decision.candidates[0].option if decision.candidates else None
-        self._assumed_up += after is not None and after.name not in line.health
+        if after is not None and after.name not in line.health:
+            self._assumed_up += (after.upstream, after.model) not in past.generation.pairs(line.facts.model)
         self._time(0, first_before, line.health)
         self._time(1, first_after, line.health)
         flow_before, flow_after = self._flow(line, past, before, after, decision)
@@ -482,7 +490,7 @@ def _summary(found: Replay) -> Iterator[tuple[str, str]]:
     if found.from_cache:
         yield "from cache", f"{found.from_cache:,} answers came from the cache; both sides are counted as if they had not"
     if found.assumed_up:
-        yield "assumed up", f"{found.assumed_up:,} requests now go first to an option that was not there then"
+        yield "assumed up", f"{found.assumed_up:,} requests now go first to an option that their model did not have then"
 
 
 def _ms(value: float | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.ledger import Record, TokenEvent
+from gateway.ledger import Later, Record, TokenEvent
 from gateway.output_scan import MASK, OutputScan
 from gateway.privacy import suspects
 
@@ -138,6 +138,11 @@ class _Talk:
         return [event, replace(record, secrets_out=self.n_found)]
 
 
+def _id_of(item: Any) -> str:
+    """The request that an event is about; empty where it is about none."""
+    return item.request_id if type(item) is Later else str(item.get("request_id", ""))
+
+
 class Spoken:
     """Between the log's queue and its encoder: `through` for every batch, `rest` at the end."""
 
@@ -173,7 +178,7 @@ class Spoken:
                     talk.record = item
                     ended.append(talk)
                 steps.append(talk or item)
-            elif (talk := self._talks.get(str(item.get("request_id", "")))) is not None:
+            elif (talk := self._talks.get(_id_of(item))) is not None:
                 talk.waiting.append(item)
                 steps.append(talk)
             else:

@@ -7,6 +7,9 @@ import re
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 """An event that grows beyond this is a fault of its sender."""
 
+_SHORT_BYTES = 64 * 1024
+"""Of a part of an event that may be copied once more for each read that goes on with it."""
+
 _BOUNDARY = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?!\n)|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
@@ -49,6 +52,21 @@ class Splitter:
         # A blank line has four bytes at most: three of them may have come already.
         self._searched = max(0, len(self._held) - 3)
         return events
+
+    def through(self, data: bytes) -> bytes | None:
+        """As `feed`, the whole events in one piece; None, and nothing is fed, where it takes a closer look to find their ends."""
+        if self._returns or b"\r" in data or len(self._held) > _SHORT_BYTES:
+            return None
+        if self._held:
+            data = bytes(self._held) + data
+        end = data.rfind(b"\n\n") + 2
+        if end < 2:
+            end = 0
+        elif data.startswith(b"\n") or b"\n\n\n" in data:
+            return None
+        self._held = bytearray(data[end:])
+        self._searched = max(0, len(self._held) - 3)
+        return data[:end]
 
     def _ends(self, buffer: bytes | bytearray) -> list[int]:
         """Where events end."""

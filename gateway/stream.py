@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -69,6 +69,7 @@ class OddChunk(Chunk):
 
 
 _decoder = msgspec.json.Decoder(Chunk)
+_list_decoder = msgspec.json.Decoder(list[Chunk])
 _REFUSED = (msgspec.ValidationError, UnicodeEncodeError)
 """What msgspec says to another shape. To quote a string that holds a lone surrogate, it fails to encode it."""
 
@@ -150,6 +151,7 @@ def texts_of(chunk: Chunk) -> tuple[tuple[int, str], ...]:
 
 
 _LAST_NULL_USAGE = b',"usage":null}'
+_EVENT_NULL_USAGE = b',"usage":null}\n\n'
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 _USAGE_KEY = re.compile(rb'"usage"\s*:')
 
@@ -178,6 +180,14 @@ class Seen(Struct, frozen=True):
     """An in-band error object."""
     done: bool = False
     """The end mark: whatever follows is not worth waiting for."""
+
+
+class Burst(NamedTuple):
+    """What several whole events were together, and what of them goes to the client."""
+
+    out: bytes
+    texts: list[tuple[int, str]]
+    """(choice, text) of whatever says something, in order."""
 
 
 class Tap:
@@ -239,6 +249,46 @@ class Tap:
             return Seen(raw.replace(data, edited, 1) if self._strip else raw, self._choices(chunk))
         self._keep(data)
         return Seen(raw, self._choices(chunk))
+
+    def burst(self, events: bytes) -> Burst | None:
+        """As `event`, of whole events that came together, read in one go; None, and nothing is noted, unless all are plain.
+
+        Plain is `data: {...}` and a blank line, without an error and with no usage but a null at the end.
+        """
+        if not (events.startswith(b"data: {") and events.endswith(b"}\n\n")) or b'"error"' in events:
+            return None
+        bare = events
+        if n_usages := events.count(b'"usage"'):
+            if events.count(_EVENT_NULL_USAGE) != n_usages:
+                return None
+            bare = events.replace(_EVENT_NULL_USAGE, b"}\n\n")
+        datas = bare[6:-2].split(b"\n\ndata: ")
+        try:
+            chunks = _list_decoder.decode(b"[%b]" % b",".join(datas))
+        except msgspec.MsgspecError:
+            return None
+        if len(chunks) != len(datas):
+            return None
+        texts: list[tuple[int, str]] = []
+        for chunk in chunks:
+            for choice in chunk.choices or ():
+                index, said = choice.index, choice.delta
+                self.choices.add(index)
+                if choice.finish_reason is not None:
+                    self.finish_reasons[index] = choice.finish_reason
+                if (
+                    said is not None
+                    and said.tool_calls is said.refusal is said.reasoning_content is None
+                    and (type(said.content) is str and said.function_call is said.reasoning is None and not choice.text)
+                ):
+                    if said.content:
+                        texts.append((index, said.content))
+                elif text := text_of(choice):
+                    texts.append((index, text))
+        if self.kept is not None:
+            for data in datas:
+                self._keep(data)
+        return Burst(bare if self._strip else events, texts)
 
     def end_with(self, error: ApiError | None) -> bytes:
         """What ends a stream that broke: the error, unless the upstream has said it, and the end mark, unless that has come."""

@@ -175,9 +175,9 @@ def _weigh(text: str) -> tuple[float, float, int]:
     classes = text.encode("utf-8", "replace").translate(_CLASSES)
     count = classes.count
     lower, upper, digits = len(classes) - len(classes.translate(None, b"l")), count(b"u"), count(b"d")
-    ascii_tokens = lower * _LOWER + upper * _UPPER + digits * _DIGIT
-    for run, weight in _WEIGHTS_ASCII:
-        ascii_tokens += count(run) * weight
+    ascii_tokens = (
+        lower * _LOWER + upper * _UPPER + digits * _DIGIT + sum([count(run) * weight for run, weight in _WEIGHTS_ASCII])
+    )
     if text.isascii():
         return ascii_tokens, 0.0, upper + digits
     return ascii_tokens, sum([count(script) * weight for script, weight in _WEIGHTS_OTHER]), upper + digits

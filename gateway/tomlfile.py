@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -36,6 +37,12 @@ _TYPE_NAMES = MappingProxyType(
         "object": "a table",
     }
 )
+_BOUND = re.compile(r"(>=|<=) (-?[0-9.]+)$")
+_ORDER = MappingProxyType({">=": "more", "<=": "less"})
+_EXAMPLES = MappingProxyType(
+    {"str": '"..."', "int": "10", "float": "0.05", "bool": "true or false", "array": '["..."]', "object": "{ ... }"}
+)
+_YES, _NO = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 _BAD_WORD = re.compile(r"Invalid enum value '(?P<value>.*)'$", re.DOTALL)
 
 
@@ -207,7 +214,7 @@ class TomlFile:
             elif name != tag_field:
                 found.append(self.problem((*path, name), f'unknown key "{name}"{did_you_mean(name, fields)}'))
         missing = [name for name, field in fields.items() if field.required and name not in value]
-        return found + [self.problem(path, f'the key "{name}" is missing') for name in missing]
+        return found + [self.problem(path, _missing_text(name, fields[name].type)) for name in missing]
 
     def _leaf_fault(self, text: str, type_: Any, path: KeyPath) -> Problem:
         match = _AT.match(text)
@@ -218,8 +225,22 @@ class TomlFile:
             full = (*full, word) if match and match["key"] else full
             return self.problem(full, f'unknown value "{word}"{did_you_mean(word, _words(type_))}')
         if wrong := _BAD_TYPE.match(said):
-            return self.problem(full, f"expected {_plain(wrong['wanted'])}, got {_plain(wrong['given'])}")
-        return self.problem(full, _QUOTED.sub(lambda name: _plain(name[1]), said[0].lower() + said[1:]))
+            mend = _mend(wrong["wanted"], full, self._value(full))
+            return self.problem(full, f"expected {_plain(wrong['wanted'])}, got {_plain(wrong['given'])}{mend}")
+        plain = _QUOTED.sub(lambda name: _plain(name[1]), said[0].lower() + said[1:])
+        if bound := _BOUND.search(said):
+            plain += f", got {_shown(self._value(full))}; write {bound[2].removesuffix('.0')} or {_ORDER[bound[1]]}"
+        return self.problem(full, plain)
+
+    def _value(self, path: KeyPath) -> Any:
+        """What stands at a path; None where nothing does."""
+        value: Any = self.data
+        for step in path:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
 
     def _line_column(self, offset: int) -> str:
         line = self.text.count("\n", 0, offset) + 1
@@ -228,14 +249,72 @@ class TomlFile:
     def _syntax_problem(self, text: str) -> Problem:
         match = re.search(r"^(?P<what>.*?) \(at line (?P<line>\d+), column (?P<column>\d+)\)$", text, re.DOTALL)
         if match:
-            return Problem(f"{self.name}:{match['line']}:{match['column']}", f"not valid TOML: {match['what']}")
-        return Problem(f"{self.name}:{self._line_column(len(self.text))}", f"not valid TOML: {text}")
+            place = f"{self.name}:{match['line']}:{match['column']}"
+            return Problem(place, f"not valid TOML: {match['what']}{_syntax_mend(match['what'])}")
+        return Problem(f"{self.name}:{self._line_column(len(self.text))}", f"not valid TOML: {text}{_syntax_mend(text)}")
+
+
+_SYNTAX_MENDS = (
+    ("Invalid value", 'text stands in quotes ("..."), numbers, true and false do not'),
+    ("Unterminated string", "close the quotes"),
+    ("Illegal character", "close the quotes, or write the character as an escape"),
+    ("Invalid statement", "a line is a [table], a [[list of tables]], or key = value"),
+    ("after a key in a key/value", 'write key = value, with one "="'),
+    ("Unclosed array", 'end the list with "]"'),
+    ("Unclosed inline table", 'end it with "}", on the same line'),
+    ("inline table", "an inline table, { ... }, stands on one line"),
+    ("Cannot overwrite", "the key stands twice; keep one"),
+    ("Duplicate inline table key", "the key stands twice; keep one"),
+    ("Cannot declare", "the table stands twice; put its keys together"),
+    ("after a statement", "begin a new line for what follows"),
+)
+
+
+def _syntax_mend(text: str) -> str:
+    return next((f"; {mend}" for begins, mend in _SYNTAX_MENDS if begins in text), "")
 
 
 def _plain(types: str) -> str:
     """The names that msgspec gives types, in an operator's words; null is not offered, since TOML has none."""
     names = [name for name in types.split(" | ") if name != "null"]
     return " or ".join(_TYPE_NAMES.get(name, name) for name in names)
+
+
+def _mend(wanted: str, path: KeyPath, value: Any) -> str:
+    """What to write instead: the same value in the wanted type where that can be told, else an example of it."""
+    type_ = next((name for name in wanted.split(" | ") if name in _EXAMPLES), "")
+    return f"; write {_key(path)} = {_instead(type_, value)}" if type_ else ""
+
+
+def _key(path: KeyPath) -> str:
+    return next((step for step in reversed(path) if isinstance(step, str)), "it")
+
+
+def _instead(type_: str, value: Any) -> str:
+    word = str(value).strip().lower()
+    scalar = isinstance(value, str | int | float)
+    if type_ in {"int", "float"} and re.fullmatch(r"-?\d+" if type_ == "int" else r"-?\d+(\.\d+)?", word):
+        return word
+    if type_ == "bool" and scalar and word in _YES | _NO:
+        return "true" if word in _YES else "false"
+    if type_ == "array" and scalar:
+        return f"[{_shown(value)}]"
+    if type_ == "str" and scalar:
+        return _shown(word if isinstance(value, bool) else str(value))
+    return _EXAMPLES[type_]
+
+
+def _shown(value: Any) -> str:
+    """As TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+
+
+def _missing_text(name: str, type_: Any) -> str:
+    words = sorted(_words(type_))
+    example = _shown(words[0]) if words else '"..."' if type_ is str else ""
+    return f'the key "{name}" is missing' + (f"; add {name} = {example}" if example else "")
 
 
 def _is_struct(type_: Any) -> bool:

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from gateway.errors import InvalidRequest
 
@@ -153,14 +152,14 @@ def of(endpoint: str, data: dict[str, Any], *, body: bytes = b"", deployment: st
         raise InvalidRequest("You must provide a model parameter.", param="model", code="missing_required_parameter")
     if deployment and model != deployment:
         raise InvalidRequest("The path names another model than the body.", param="model", code="model_mismatch")
-    _check_words(data, "modalities")
-    request = Request(
-        endpoint=endpoint, body=body, data=data, model=model, deployment=deployment, include_usage=shape.include_usage
-    )
-    request = shape.read(request)
+    if "modalities" in data:
+        _check_words(data, "modalities")
+    fields = shape.read(endpoint, data)
+    own = fields.pop("needs", ())
     parts = _part_needs(data)
-    needs = dict.fromkeys((*parts, *request.needs)) if parts else request.needs
-    return replace(request, needs=(shape.capability, *needs))
+    needs = (shape.capability, *dict.fromkeys((*parts, *own))) if parts else (shape.capability, *own)
+    fields.setdefault("include_usage", shape.include_usage)
+    return Request(endpoint=endpoint, body=body, data=data, model=model, deployment=deployment, needs=needs, **fields)
 
 
 def _missing(name: str) -> InvalidRequest:
@@ -206,11 +205,12 @@ def _check_words(data: dict[str, Any], name: str) -> None:
 def _part_needs(data: dict[str, Any]) -> list[str]:
     """What the content parts of messages and input items ask for. Raises InvalidRequest for messages that are no objects."""
     kinds: set[str] = set()
-    for index, message in enumerate(_field(data, "messages", list) or ()):
-        if not isinstance(message, dict):
-            raise _wrong(f"messages[{index}]", "an object", message)
-        if type(content := message.get("content")) is list:
-            _collect_kinds(content, f"messages[{index}].content", kinds)
+    if "messages" in data:
+        for index, message in enumerate(_field(data, "messages", list) or ()):
+            if type(message) is not dict:
+                raise _wrong(f"messages[{index}]", "an object", message)
+            if type(content := message.get("content")) is list:
+                _collect_kinds(content, f"messages[{index}].content", kinds)
     items = data.get("input")
     for index, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, dict):
@@ -237,45 +237,48 @@ _PART_NEEDS = {
 }  # fmt: skip
 
 
-def _read_chat(request: Request) -> Request:
-    data = request.data
+def _read_chat(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
     _check_messages(data)
+    fields = _read_choices(data)
     needs = ["tools"] if data.get("tools") or data.get("functions") else []
-    if (_field(data, "response_format", dict) or {}).get("type", "text") != "text":
+    if "response_format" in data and (_field(data, "response_format", dict) or {}).get("type", "text") != "text":
         needs.append("json")
     if data.get("logprobs"):
         needs.append("logprobs")
-    return _read_choices(replace(request, needs=tuple(needs), stores=data.get("store") is True))
+    if needs:
+        fields["needs"] = (*needs, *fields.get("needs", ()))
+    if data.get("store") is True:
+        fields["stores"] = True
+    return fields
 
 
-def _read_completion(request: Request) -> Request:
-    prompts = _texts(request.data, "prompt")
-    request = _read_choices(request)
-    return replace(request, choices=request.choices * prompts)
+def _read_completion(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
+    prompts = _texts(data, "prompt")
+    fields = _read_choices(data)
+    return {**fields, "choices": fields["choices"] * prompts}
 
 
-def _read_choices(request: Request) -> Request:
+def _read_choices(data: dict[str, Any]) -> dict[str, Any]:
     """What chat and completions have in common."""
-    data = request.data
-    options = _field(data, "stream_options", dict) or {}
-    count = _field(data, "n", int) or 1
-    return replace(
-        request,
-        stream=bool(_field(data, "stream", bool)),
-        include_usage=options.get("include_usage") is True,
-        choices=max(1, count),
-        max_output=_limit(data, "max_completion_tokens", "max_tokens"),
-        needs=(*request.needs, "n") if count > 1 else request.needs,
-    )
+    options = (_field(data, "stream_options", dict) or {}) if "stream_options" in data else {}
+    count = (_field(data, "n", int) or 1) if "n" in data else 1
+    fields = {
+        "stream": "stream" in data and bool(_field(data, "stream", bool)),
+        "include_usage": options.get("include_usage") is True,
+        "choices": max(1, count),
+        "max_output": _limit(data, "max_completion_tokens", "max_tokens"),
+    }
+    if count > 1:
+        fields["needs"] = ("n",)
+    return fields
 
 
-def _read_embeddings(request: Request) -> Request:
-    _texts(request.data, "input")
-    return request
+def _read_embeddings(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
+    _texts(data, "input")
+    return {}
 
 
-def _read_responses(request: Request) -> Request:
-    data = request.data
+def _read_responses(endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
     if data.get("conversation") is not None:
         message = "Conversations are not kept apart by tenant here; send previous_response_id, or the items themselves."
         raise InvalidRequest(message, param="conversation", code="unsupported_parameter")
@@ -288,43 +291,40 @@ def _read_responses(request: Request) -> Request:
     needs = ["tools"] if data.get("tools") else []
     if isinstance(form, dict) and form.get("type", "text") != "text":
         needs.append("json")
-    return replace(
-        request,
-        stream=bool(_field(data, "stream", bool)),
-        max_output=_limit(data, "max_output_tokens"),
-        needs=tuple(needs),
-        stores=request.endpoint == "responses" and _field(data, "store", bool) is not False,
-        previous=_field(data, "previous_response_id", str) or "",
-    )
+    return {
+        "stream": bool(_field(data, "stream", bool)),
+        "max_output": _limit(data, "max_output_tokens"),
+        "needs": tuple(needs),
+        "stores": endpoint == "responses" and _field(data, "store", bool) is not False,
+        "previous": _field(data, "previous_response_id", str) or "",
+    }
 
 
-def _read_messages(request: Request) -> Request:
-    data = request.data
+def _read_messages(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
     _check_messages(data)
-    return replace(
-        request,
-        stream=bool(_field(data, "stream", bool)),
-        max_output=_limit(data, "max_tokens"),
-        needs=("tools",) if data.get("tools") else (),
-    )
+    return {
+        "stream": bool(_field(data, "stream", bool)),
+        "max_output": _limit(data, "max_tokens"),
+        "needs": ("tools",) if data.get("tools") else (),
+    }
 
 
-def _read_moderation(request: Request) -> Request:
-    if request.data.get("input") is None:
+def _read_moderation(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
+    if data.get("input") is None:
         raise _missing("input")
-    return request
+    return {}
 
 
-def _read_image(request: Request) -> Request:
-    if not _field(request.data, "prompt", str):
+def _read_image(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
+    if not _field(data, "prompt", str):
         raise _missing("prompt")
-    return replace(request, stream=bool(_field(request.data, "stream", bool)))
+    return {"stream": bool(_field(data, "stream", bool))}
 
 
-def _read_speech(request: Request) -> Request:
-    if not _field(request.data, "input", str):
+def _read_speech(_endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
+    if not _field(data, "input", str):
         raise _missing("input")
-    return replace(request, stream=_field(request.data, "stream_format", str) == "sse")
+    return {"stream": _field(data, "stream_format", str) == "sse"}
 
 
 def _check_messages(data: dict[str, Any]) -> None:
@@ -336,7 +336,11 @@ def _check_messages(data: dict[str, Any]) -> None:
 
 
 def _limit(data: dict[str, Any], *names: str) -> int | None:
-    return next((limit for name in names if (limit := _field(data, name, int)) is not None), None)
+    for name in names:
+        if name in data and (limit := _field(data, name, int)) is not None:
+            found: int = limit
+            return found
+    return None
 
 
 class Shape(Struct, frozen=True):
@@ -344,7 +348,8 @@ class Shape(Struct, frozen=True):
 
     capability: str
     """What a candidate must list to get them."""
-    read: Callable[[Request], Request]
+    read: Callable[[str, dict[str, Any]], dict[str, Any]]
+    """Endpoint and body → fields of its Request."""
     include_usage: bool = True
     """Whether its streams bring usage unasked; else we may ask."""
     model_optional: bool = False

@@ -19,6 +19,7 @@ from gateway.cache.tiers import Cache
 from gateway.dispatch import Dispatch
 from gateway.health import HealthView
 from gateway.http.inference import Edge
+from gateway.http.lane import Connections
 from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
 from gateway.policy.generation import Catalogue, Generation
@@ -117,10 +118,11 @@ class World:
         return not any(echoes) and not any(state.in_flight for state in states.values())
 
     @asynccontextmanager
-    async def listening(self, app=None):
-        """The edge, or an application around it, behind a real uvicorn on a real socket; gives (host, port)."""
+    async def listening(self, app=None, *, idle_s=75, protocol=None):
+        """The edge as a front worker serves it, or an application by itself, on a real socket; gives (host, port)."""
+        protocol = protocol or ("httptools" if app else Connections(self.edge, idle_s=idle_s, cors=False))
         settings_ = uvicorn.Config(
-            app or self.edge, interface="asgi3", http="httptools", lifespan="off", log_config=None, access_log=False
+            app or self.edge, interface="asgi3", http=protocol, lifespan="off", log_config=None, access_log=False
         )
         server = _Server(settings_)
         with socket.socket() as sock:

@@ -1,8 +1,11 @@
 """The breaker and the running mean, under a clock of our own."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.health import FAILURES_TO_OPEN, FIRST_PAUSE_S, LONGEST_PAUSE_S, HealthView
+from gateway.policy.decision import Health
 
 
 class Clock:
@@ -163,3 +166,34 @@ def test_what_an_upstream_says_of_itself_comes_first(clock):
     assert (found.up, found.off, found.reason, found.in_flight) == (False, True, "up m is off", 1)
     view.ended("up/m")
     assert state(view).in_flight == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["started", "ended", "began", "failed", "answered", "wait", "tick"]), st.sampled_from(["a", "b"])
+        ),
+        max_size=30,
+    )
+)
+def test_what_is_left_out_of_the_state_is_what_decide_takes_it_to_be(steps):
+    """After any history, the short form says of each option what the whole one does, or leaves it out as up, idle and not measured."""
+    now = [0.0]
+    view = HealthView(unavailable=lambda *_: None, off=lambda _: False, clock=lambda: now[0])
+    pairs = [("a", "m"), ("b", "m"), ("c", "m")]
+    for step, name in steps:
+        option = f"{name}/m"
+        match step:
+            case "tick":
+                now[0] += 1.5
+            case "began":
+                view.began(option, 10.0 + now[0])
+            case "failed":
+                view.failed(option, "x")
+            case "wait":
+                view.asked_to_wait(option, "x", 1.0)
+            case _:
+                getattr(view, step)(option)
+        whole, short = view.snapshot(pairs), view.differing(pairs)
+        assert {name: short.get(name, Health()) for name in whole} == whole
+        assert "c/m" not in short

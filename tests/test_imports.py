@@ -19,7 +19,7 @@ LAYERS = (
     {"national_ids"},
     {"errors", "sse", "recognisers", "files", "process", "ledger", "patience"},
     {"terms"},
-    {"tomlfile", "frames", "wire", "stream", "tokens", "privacy", "logs", "metrics"},
+    {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan"},
     {"spoken"},
     {"facts", "auth", "weights", "affinity"},

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.patience import Patience
+from gateway.patience import Patience, Waits
 
 
 async def forever():
@@ -13,7 +13,7 @@ async def forever():
 
 async def test_a_wait_that_is_too_long_ends():
     """With the words that were given for it, and the task is not left cancelled."""
-    patience = Patience(0.01, "nothing came")
+    patience = Patience(Waits(), 0.01, "nothing came")
     with pytest.raises(TimeoutError, match="nothing came"), patience:
         await forever()
     assert asyncio.current_task().cancelling() == 0
@@ -21,7 +21,7 @@ async def test_a_wait_that_is_too_long_ends():
 
 async def test_each_wait_counts_anew_and_all_together_are_bounded():
     """Many short waits outlast one long one, until the time for all of them is over."""
-    patience = Patience(0.5, "nothing came")
+    patience = Patience(Waits(), 0.5, "nothing came")
     patience.change(0.5, "nothing came", total_s=0.7)
     turns = []
 
@@ -38,7 +38,7 @@ async def test_each_wait_counts_anew_and_all_together_are_bounded():
 
 async def test_a_true_cancellation_stays_one():
     """Whoever is cancelled from outside is cancelled, not late; also while the timer is armed."""
-    patience = Patience(60.0, "nothing came")
+    patience = Patience(Waits(), 60.0, "nothing came")
 
     async def wait():
         with patience:
@@ -54,7 +54,7 @@ async def test_a_true_cancellation_stays_one():
 
 async def test_time_between_two_waits_does_not_count():
     """A timer that fires while nobody waits makes nobody late; the next wait has a timer again."""
-    patience = Patience(0.02, "nothing came")
+    patience = Patience(Waits(), 0.02, "nothing came")
     with patience:
         pass
     await asyncio.sleep(0.05)
@@ -66,7 +66,7 @@ async def test_time_between_two_waits_does_not_count():
 
 async def test_what_went_forward_is_not_late():
     """`renew` counts the wait from now."""
-    patience = Patience(0.5, "nothing came")
+    patience = Patience(Waits(), 0.5, "nothing came")
     with patience:
         for _ in range(12):
             await asyncio.sleep(0.05)
@@ -76,7 +76,7 @@ async def test_what_went_forward_is_not_late():
 
 async def test_hurry_shortens_what_is_left():
     """A wait that goes on ends when the little time that is left is over."""
-    patience = Patience(60.0, "nothing came")
+    patience = Patience(Waits(), 60.0, "nothing came")
     asyncio.get_running_loop().call_soon(patience.hurry, 0.01)
     with pytest.raises(TimeoutError, match="in all"), patience:
         await forever()

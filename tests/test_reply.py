@@ -10,7 +10,7 @@ from gateway import reply, wire
 from gateway.cache import Entry, Hit
 from gateway.dispatch import Opened
 from gateway.ledger import Usage
-from gateway.patience import Patience
+from gateway.patience import Patience, Waits
 from gateway.policy.decision import Option
 from gateway.sse import DONE
 from gateway.upstreams import Call, Piece
@@ -57,7 +57,7 @@ def relay(world):
         request = wire.read("chat/completions", sent)
         call = Call(request_id="r", endpoint=request.endpoint, model="m", body=sent, stream=stream, usage_added=usage_added)
         made.health.started(OPTION.name)
-        opened = Opened(OPTION, Given(pieces, media), call, Patience(10.0, "late"), made.health)
+        opened = Opened(OPTION, Given(pieces, media), call, Patience(Waits(), 10.0, "late"), made.health)
         await opened.prime()
         ledger = made.ledger()
         ledger.log_text = True

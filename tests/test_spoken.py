@@ -10,7 +10,7 @@ from itertools import pairwise, product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ledger import Ledger, Record, TokenEvent
+from gateway.ledger import Later, Ledger, Record, TokenEvent
 from gateway.logs import LogWriter, segment_files
 from gateway.output_scan import MASK, OutputScan
 from gateway.spoken import Spoken
@@ -80,7 +80,7 @@ def test_no_more_than_a_word_waits():
 def test_an_event_of_a_request_stays_behind_its_tokens():
     """Lines of one request keep their order, also where a token waits; other requests do not wait for it."""
     other = {"event": "upstream.failed", "request_id": "other"}
-    failed = {"event": "upstream.failed", "request_id": "r"}
+    failed = Later(0, "upstream.failed", "r", dict, ())
     spoken = Spoken()
     assert spoken.through([token("half"), failed, other]) == [other]
     lines = spoken.through([closed()])
@@ -140,6 +140,16 @@ def test_every_credential_is_counted_whether_or_not_its_text_is_logged(said, cut
     """The record of each request says how many credentials its answers held."""
     records = {line.request_id: line.secrets_out for line in run(said, cuts, logged=logged) if isinstance(line, Record)}
     assert records == {id_: sum(alone(said, id_, choice)[1] for choice in (0, 1)) for id_ in "ab"}
+
+
+def test_whatever_the_ledger_hands_over_is_searched():
+    """Of both ways in which content comes, one by one and together, the text is read, shown or not."""
+    events = []
+    ledger = Ledger("r", "chat/completions", on_token=events.append, on_event=lambda *_, **__: None, on_record=events.append)
+    ledger.content(KEY[:20], 1)
+    ledger.contents([(0, KEY[20:]), (1, f"and {KEY}")])
+    ledger.close("complete", status=200)
+    assert [line.secrets_out for line in through(events) if isinstance(line, Record)] == [2]
 
 
 def test_the_log_holds_no_part_of_a_credential_that_a_model_said(tmp_path):

@@ -107,3 +107,17 @@ def test_data_is_read_as_the_standard_says(event, data):
 def test_what_is_written_is_read(data):
     """`data_of` undoes `event_of`."""
     assert sse.data_of(sse.event_of(data)) == data
+
+
+@given(cut_streams())
+def test_events_taken_together_are_the_same_events(streams):
+    """Where `through` gives whole events in one piece they are those that `feed` gives, and both may take turns."""
+    whole, parts = streams
+    splitter, found = sse.Splitter(), []
+    for part in parts:
+        together = splitter.through(part)
+        if together is None:
+            found += splitter.feed(part)
+        elif together:
+            found += [event + b"\n\n" for event in together[:-2].split(b"\n\n")]
+    assert (found, splitter.rest) == fed([whole])

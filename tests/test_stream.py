@@ -241,3 +241,46 @@ def test_a_null_usage_is_added_once():
     """Also beside a token that reads "usage"."""
     assert stream.with_null_usage(b'{"a":"usage"}') == b'{"a":"usage","usage":null}'
     assert stream.with_null_usage(b'{"usage" : null}') == b'{"usage" : null}'
+
+
+PLAIN = [
+    data(choice(content="a")),
+    data(choice(content='ü\n\n"usage":null}')),
+    data(choice(1, content="b"), choice(0, "stop")),
+    data(choice(content=""), usage=None),
+    json.dumps({"choices": [choice(content="c")], "usage": None}, separators=(",", ":")).encode(),
+    data(choice(refusal="no", tool_calls=[{"index": 0, "function": {"arguments": "{}"}}])),
+    data({"index": 0, "text": "d", "finish_reason": "length"}),
+    data(),
+    data(usage=USAGE),
+    b'{"error": {"message": "no"}}',
+    b'{"choices": [{"index": "odd"}]}',
+    b'{"choices": [1',
+    b"2]}",
+    b"[DONE]",
+]
+
+
+def state(made):
+    return made.usage, made.finish_reasons, made.choices, made.done, made.error, made.kept
+
+
+@given(st.lists(st.sampled_from(PLAIN), min_size=1, max_size=6), st.booleans(), st.sampled_from([0, 60, 10_000]))
+def test_events_read_together_say_what_they_say_one_by_one(datas, strip, keep):
+    """Whatever they are: bytes, texts, usage, ends and what the cache may keep; or they are not read together, and nothing is noted."""
+    one, seen = tap(*datas, strip=strip, keep=keep)
+    other, _ = tap(strip=strip, keep=keep)
+    before = state(other)
+    burst = other.burst(b"".join(map(sse.event_of, datas)))
+    if burst is None:
+        assert state(other) == before
+    else:
+        assert burst.out == b"".join(part.out for part in seen)
+        assert tuple(burst.texts) == sum((part.texts for part in seen), ())
+        assert state(other) == state(one)
+
+
+def test_usual_events_are_read_together():
+    """Else the test above would show nothing."""
+    made, _ = tap(strip=True)
+    assert made.burst(b"".join(map(sse.event_of, (PLAIN[0], PLAIN[2], PLAIN[4])))) is not None

@@ -5,7 +5,6 @@ Knows nothing of what is served. Stands outermost, directly below uvicorn, whose
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 import time
@@ -38,51 +37,11 @@ class Door:
         old = http.get("http_version") == "1.0" and http["method"] != "HEAD"
         closing = _Closing(send) if old else None
         out = cast("Send", closing.send) if closing else send
-        if http["method"] == "POST":
-            _join_first_writes(send)
         try:
             await self._app(scope, receive, out if http["path"] in _HOT else _named(out))
         finally:
             if closing:
                 closing.over()
-
-
-def _join_first_writes(send: Send) -> None:
-    """Let an answer's head leave with the first bytes of its body.
-
-    uvicorn (0.54) writes each by itself, and the transport sends each at once: two system calls, and two packets that wake the
-    client twice. Every answer to a POST has a body, whose first bytes are at hand when the head is.
-    """
-    cycle = getattr(send, "__self__", None)
-    if isinstance(cycle, RequestResponseCycle):
-        cycle.transport = cast("asyncio.Transport", _JoinedTransport(cycle.transport))
-
-
-class _JoinedTransport:
-    """The part of a transport that a cycle of uvicorn uses."""
-
-    __slots__ = ("_head", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head: bytes | None = b""
-        """What waits for the second write; None when that has come."""
-
-    def write(self, data: bytes) -> None:
-        """Hold what comes first until something follows."""
-        if self._head is None:
-            self._transport.write(data)
-        elif self._head:
-            self._transport.write(self._head + data)
-            self._head = None
-        else:
-            self._head = data
-
-    def __getattr__(self, name: str) -> Any:
-        if self._head:
-            self._transport.write(self._head)
-        self._head = None
-        return getattr(self._transport, name)
 
 
 def _named(send: Send) -> Send:

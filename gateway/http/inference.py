@@ -1,4 +1,4 @@
-"""Everything that goes to an upstream, as raw ASGI: reads the body, answers, closes; decides nothing.
+"""Everything that goes to an upstream: reads the body, answers, closes; decides nothing.
 
 Raw handlers get every method and a trailing slash from Litestar, so 405 is said here. The client's departure is watched from
 the moment its body has been read; what serves it is cancelled then, in whichever phase.
@@ -6,42 +6,47 @@ the moment its body has been read; what serves it is cancelled then, in whicheve
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, suppress
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
 
 from gateway import dialects
-from gateway.auth import Keys, bearer
-from gateway.dialects import Dialect
+from gateway.auth import Keys, Principal, bearer
 from gateway.dispatch import finished
 from gateway.errors import (
     ApiError,
     InternalError,
-    RequestTimeout,
-    TooLarge,
     Unavailable,
     UnsupportedMedia,
 )
 from gateway.facts import loggable
 from gateway.http import paths
+from gateway.http.exchange import Asgi, Departure, Exchange, Gone, Wire, declared_bytes
 from gateway.ledger import Ending, Ledger
-from gateway.patience import Patience
+from gateway.patience import Waits
 from gateway.pipeline import Incoming, Pipeline
-from gateway.reply import JSON, BrokenOff, Headers, Reply
+from gateway.reply import BrokenOff, Reply
 from gateway.transfers.kept import Kept
 from gateway.transfers.uploads import Uploads
 from gateway.wire import ENDPOINTS, UPLOADS
 
-DRAIN_S = 5.0
-"""How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 
+class _Ids:
+    """Random ids, drawn by the hundred: each draw is a system call."""
 
-WATCH_AFTER_S = 0.02
-"""A client's departure is watched for from here on: most answers of a cache, and all refusals, are out by then."""
+    def __init__(self) -> None:
+        self._drawn = ""
+        self._at = 0
+
+    def __call__(self) -> str:
+        at = self._at
+        if at >= len(self._drawn):
+            self._drawn, at = secrets.token_hex(12 * 256), 0
+        self._at = at + 24
+        return f"req_{self._drawn[at : at + 24]}"
 
 
 def request_id() -> str:
@@ -51,15 +56,14 @@ def request_id() -> str:
 
 def header_map(scope: Mapping[str, Any]) -> dict[str, str]:
     """Request headers by lower-case name; repeated ones joined by a comma."""
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        found[key] = f"{found[key]},{text}" if key in found else text
+    raw = scope["headers"]
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    if len(found) != len(raw):
+        found.clear()
+        for name, value in raw:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            found[key] = f"{found[key]},{text}" if key in found else text
     return found
-
-
-class Gone(Exception):
-    """The client left while its body was being read."""
 
 
 class Edge:
@@ -87,14 +91,20 @@ class Edge:
         self._max_body_bytes = max_body_bytes
         self._max_file_bytes = max_file_bytes
         self._body_timeout_s = body_timeout_s
+        self._waits = Waits()
+        self._new_id = _Ids()
         self.in_flight = 0
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """One request from its head to its Record."""
+        """As an ASGI application."""
+        await self.serve(scope, Asgi(receive, send))
+
+    async def serve(self, scope: Mapping[str, Any], wire: Wire) -> None:
+        """One request from its head to its Record. Of the ASGI scope: path, method, headers and query."""
         target = paths.find(scope["path"])
         name = target.name if target else "unknown"
-        ledger = self._ledgers(request_id(), name)
-        exchange = _Exchange(receive, send, ledger, dialects.of(name), self._body_timeout_s)
+        ledger = self._ledgers(self._new_id(), name)
+        exchange = Exchange(wire, ledger, dialects.of(name), body_timeout_s=self._body_timeout_s, waits=self._waits)
         self.in_flight += 1
         try:
             await self._serve(target, scope, exchange, ledger)
@@ -114,10 +124,11 @@ class Edge:
             self.in_flight -= 1
             ledger.close("cancelled", status=499)
 
-    async def _serve(self, target: paths.Target | None, scope: HTTPScope, exchange: _Exchange, ledger: Ledger) -> None:
+    async def _serve(self, target: paths.Target | None, scope: Mapping[str, Any], exchange: Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
         detector = self._pipeline.detector
-        ledger.note(client_request_id=loggable(_printable(headers.get("x-client-request-id", "")), detector))
+        if "x-client-request-id" in headers:
+            ledger.note(client_request_id=loggable(_printable(headers["x-client-request-id"]), detector))
         if target is None:
             raise paths.unknown(scope["method"], scope["path"])
         endpoint = ledger.endpoint = target.endpoint(scope["method"])
@@ -135,9 +146,9 @@ class Edge:
         else:
             if not target.id and scope["method"] == "POST":
                 _check_media(headers)
-            body = await exchange.body(_declared_bytes(headers), self._max_body_bytes)
+            body = await exchange.body(declared_bytes(headers), self._max_body_bytes)
             size = len(body)
-        ledger.event("request.opened", endpoint=endpoint, key_label=principal.label, tenant=principal.tenant, bytes=size)
+        ledger.event_of("request.opened", _opened, endpoint, principal, size)
         incoming = Incoming(
             endpoint=endpoint,
             body=body,
@@ -149,7 +160,7 @@ class Edge:
             method=scope["method"],
             detector=detector,
         )
-        async with _Departure(exchange) as departure:
+        async with Departure(exchange) as departure:
             if uploads:
                 async with self._uploads.answer(incoming, exchange, ledger) as reply:
                     await self._hand_over(reply, exchange, departure, ledger)
@@ -160,7 +171,7 @@ class Edge:
                 reply = await (self._pipeline.recall if target.id else self._pipeline.answer)(incoming, ledger)
             await self._hand_over(reply, exchange, departure, ledger)
 
-    async def _hand_over(self, reply: Reply, exchange: _Exchange, departure: _Departure, ledger: Ledger) -> None:
+    async def _hand_over(self, reply: Reply, exchange: Exchange, departure: Departure, ledger: Ledger) -> None:
         if reply.body is None:
             departure.watch()
         try:
@@ -173,7 +184,7 @@ class Edge:
             else:
                 reply.close(gone=departure.gone)
 
-    async def _deliver(self, reply: Reply, exchange: _Exchange, ledger: Ledger) -> None:
+    async def _deliver(self, reply: Reply, exchange: Exchange, ledger: Ledger) -> None:
         # An answer that broke off without a way to say so is never ended: the server then closes the connection.
         with suppress(BrokenOff):
             try:
@@ -182,186 +193,7 @@ class Edge:
                 raise
             except Exception as fault:  # noqa: BLE001 - a fault of ours after the head can only be told in the stream itself
                 _log_crash(ledger, fault)
-                await exchange.end(reply.crashed(type(fault).__name__))
-
-
-class _Exchange:
-    """The two directions of one HTTP exchange, and how far each has come."""
-
-    def __init__(self, receive: Receive, send: Send, ledger: Ledger, dialect: Dialect, body_timeout_s: float) -> None:
-        self.receive = receive
-        self.declared: int | None = None
-        """See `uploads.Source`."""
-        self.body_over = asyncio.Event()
-        """Set when nobody reads the body any more."""
-        self._max_bytes = 0
-        said = f"No byte of the body came for {body_timeout_s:.3g} s (server.body_timeout_s)."
-        self._patience = Patience(body_timeout_s, said)
-        self._send = send
-        self._ledger = ledger
-        self._dialect = dialect
-        self._expects_body = True
-        self.started = False
-        """Whether the answer's head is out."""
-
-    async def body(self, declared_bytes: int, max_bytes: int) -> bytes:
-        """The whole request body. Raises TooLarge as soon as it is known to be, Gone when the client leaves."""
-        if declared_bytes > max_bytes:
-            raise _too_large(max_bytes)
-        parts: list[bytes] = []
-        size = 0
-        while self._expects_body:
-            part = await self._next_part()
-            size += len(part)
-            if size > max_bytes:
-                # The rest is read and thrown away for a while; what came so far need not wait for that.
-                parts.clear()
-                raise _too_large(max_bytes)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def stream(self, headers: Mapping[str, str], max_bytes: int) -> int:
-        """Let the body be taken by `parts`; gives its declared size. Raises TooLarge for one that says it is."""
-        self._max_bytes = max_bytes
-        size = _declared_bytes(headers)
-        if size > max_bytes:
-            raise _too_large_file(max_bytes)
-        self.declared = size if "content-length" in headers else None
-        return size
-
-    async def parts(self) -> AsyncGenerator[bytes, None]:
-        """See `uploads.Source`. Raises TooLarge, RequestTimeout and Gone."""
-        size = 0
-        while self._expects_body:
-            try:
-                part = await self._next_part()
-            except Gone:
-                # Whoever takes the parts may be waiting for an upstream that does not read: the watch ends that.
-                self.body_over.set()
-                raise
-            size += len(part)
-            if size > self._max_bytes:
-                raise _too_large_file(self._max_bytes)
-            if part:
-                yield part
-
-    async def _next_part(self) -> bytes:
-        try:
-            with self._patience:
-                message: Any = await self.receive()
-        except TimeoutError as late:
-            self._expects_body = False
-            raise RequestTimeout(str(late)) from None
-        if message["type"] == "http.disconnect":
-            raise Gone
-        self._expects_body = bool(message.get("more_body", False))
-        if not self._expects_body:
-            self._patience.end()
-            self.body_over.set()
-        part: bytes = message.get("body", b"")
-        return part
-
-    async def _start(self, status: int, headers: Headers) -> None:
-        self.started = True
-        encoded = _encode(headers, self._ledger, self._dialect)
-        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
-
-    async def deliver(self, reply: Reply) -> None:
-        """Send a reply, whole or piece by piece."""
-        body = reply.body
-        if body is not None:
-            await self._start(reply.status, [*reply.headers, ("content-length", str(len(body)))])
-            reply.leaving()
-            await self.end(body)
-            reply.delivered()
-            return
-        await self._start(reply.status, [*reply.headers, ("cache-control", "no-cache"), ("x-accel-buffering", "no")])
-        async with aclosing(reply.pieces()) as pieces:
-            async for piece in pieces:
-                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-        await self.end(b"")
-
-    async def end(self, body: bytes) -> None:
-        """The last bytes of the answer."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def refuse(self, error: ApiError, own: Headers) -> None:
-        """Send an error. A sender that is still busy with its body sees it at once; the rest is thrown away for a while."""
-        body = self._dialect.error_body(error)
-        headers = [*error.headers(), *own, ("content-length", str(len(body)))]
-        if not any(name == "content-type" for name, _ in headers):
-            headers.append(JSON)
-        await self._start(error.status, headers)
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        # Closing a connection with unread bytes resets it, and the answer with it: a sender that has not ended is drained.
-        with suppress(Gone, TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while self._expects_body:
-                    await self._next_part()
-        self._patience.end()
-        await self.end(b"")
-
-
-class _Departure:
-    """Cancels the task inside when the client disconnects; turns that cancellation into Gone.
-
-    The watch begins a moment late, or with a stream: what is over by then costs no task of its own.
-    """
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-        self._watch: asyncio.Task[None] | None = None
-        self.gone = False
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self.watch)
-        return self
-
-    def watch(self) -> None:
-        """Begin now."""
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._until_gone())
-
-    async def _until_gone(self) -> None:
-        # Before that, whoever reads the body is told.
-        await self._exchange.body_over.wait()
-        while True:
-            message: Any = await self._exchange.receive()
-            if message["type"] == "http.disconnect":
-                break
-        self.gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def over(self) -> None:
-        """Watch no longer."""
-        self._timer.cancel()
-        if self._watch is not None:
-            # Let go of, since what it raises at its end would hold it, and so all of this request, until garbage is collected.
-            self._watch.cancel()
-            self._watch = None
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.over()
-        if self.gone and self._task is not None and self._task.cancelling():
-            self._task.uncancel()
-            if kind is asyncio.CancelledError:
-                raise Gone from None
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    # Made where it is raised: in a variable beside the body, it would hold the body by its traceback until a full collection.
-    return TooLarge(f"The body is larger than {max_bytes} bytes (server.max_body_bytes).")
-
-
-def _declared_bytes(headers: Mapping[str, str]) -> int:
-    declared = headers.get("content-length", "")
-    return int(declared) if declared.isascii() and declared.isdecimal() and len(declared) < 20 else 0
-
-
-def _too_large_file(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The body is larger than {max_bytes} bytes (server.max_file_bytes).")
+                await exchange.wire.end(reply.crashed(type(fault).__name__))
 
 
 def _check_encoding(headers: Mapping[str, str]) -> None:
@@ -381,12 +213,8 @@ def _check_media(headers: Mapping[str, str]) -> None:
         raise UnsupportedMedia(f"Send the body as `content-type: application/json`, not {media[:64]!a}.")
 
 
-def _encode(headers: Headers, ledger: Ledger, dialect: Dialect) -> list[tuple[bytes, bytes]]:
-    names = {name for name, _ in headers}
-    own = [(name, ledger.request_id) for name in dict.fromkeys(("x-request-id", dialect.id_header))]
-    if "openai-processing-ms" not in names:
-        own.append(("openai-processing-ms", str(round(ledger.elapsed_ms()))))
-    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in (*headers, *own)]
+def _opened(endpoint: str, principal: Principal, n_bytes: int) -> dict[str, object]:
+    return {"endpoint": endpoint, "key_label": principal.label, "tenant": principal.tenant, "bytes": n_bytes}
 
 
 def _log_crash(ledger: Ledger, fault: Exception) -> None:

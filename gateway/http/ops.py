@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import msgspec
 from litestar import HttpMethod, Request, Response, get, post, route
 
-from gateway.auth import Keys, bearer
+from gateway.auth import Keys, as_if, bearer
 from gateway.config import CLASSES, Config, LocalUpstream
 from gateway.errors import InvalidRequest, NotFound, did_you_mean
 from gateway.http.inference import header_map, request_id
@@ -130,28 +130,39 @@ def routes(
 
     @post("/v1/route", status_code=200, request_max_body_size=config.server.max_body_bytes)
     async def explain(request: Request[Any, Any, Any]) -> Response[State]:
-        """Where an ordinary body would go and why; nobody is called. Scope `admin`; `?endpoint=`, chat/completions by default."""
+        """Where an ordinary body would go and why; nobody is called. Scope `admin`; the query takes `DRY_RUN_WORDS`."""
         headers = header_map(request.scope)
         principal = keys.principal(bearer(headers))
         principal.require("admin")
-        endpoint = _endpoint(request.query_params)
+        words = _words(request.query_params)
+        endpoint = words["endpoint"] or CHAT
+        label = words["key_label"]
+        found = keys.labelled(label) if label else None
+        principal = as_if(found, principal, label=label, tenant=words["tenant"], policy=words["policy"])
+        if words["class"]:
+            headers["x-gateway-class"] = words["class"]
         ledger = Ledger(request_id(), endpoint, on_token=_ignore, on_event=emit, on_record=_ignore)
         body = await request.body()
-        found = await pipeline.explain(Incoming(endpoint=endpoint, body=body, headers=headers, principal=principal), ledger)
-        return Response(found.as_json(), headers={"x-request-id": ledger.request_id})
+        told = await pipeline.explain(Incoming(endpoint=endpoint, body=body, headers=headers, principal=principal), ledger)
+        return Response(told.as_json(), headers={"x-request-id": ledger.request_id})
 
     return [explain, root, health, readiness, show_metrics, list_models, show_model, purge]
 
 
-def _endpoint(query: Mapping[str, str]) -> str:
-    """The endpoint that a dry run is of. Raises InvalidRequest for one without JSON bodies, and for other query words."""
-    if set(query) - {"endpoint"}:
-        raise InvalidRequest("The query takes `endpoint` and nothing else.", param="endpoint")
+DRY_RUN_WORDS = ("endpoint", "policy", "tenant", "key_label", "class")
+"""What the query of a dry run may say, as the options of `gateway explain` do: whose request it is taken to be."""
+
+
+def _words(query: Mapping[str, str]) -> dict[str, str]:
+    """The words of a dry run's query, empty where it is silent. Raises InvalidRequest for others, and for an unknown endpoint."""
+    if unknown := sorted(set(query) - set(DRY_RUN_WORDS)):
+        known = ", ".join(DRY_RUN_WORDS)
+        raise InvalidRequest(f"The query takes {known}, each once, and nothing else.", param=ascii(unknown[0][:32])[1:-1])
     name = query.get("endpoint", CHAT)
     if name not in ENDPOINTS:
         message = f"That is no endpoint with a JSON body{did_you_mean(name, ENDPOINTS)}; docs/endpoints.md lists them."
         raise InvalidRequest(message, param="endpoint")
-    return name
+    return {word: query.get(word, "") for word in DRY_RUN_WORDS}
 
 
 def _ignore(_: object) -> None:

@@ -67,7 +67,7 @@ class Target(Struct, frozen=True):
         return found
 
 
-_PLAIN: Mapping[str, Target] = MappingProxyType(
+PLAIN: Mapping[str, Target] = MappingProxyType(
     {
         prefix + name: Target(_LISTED.get(name) or MappingProxyType({"POST": name}))
         for prefix in PREFIXES
@@ -81,14 +81,14 @@ _DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/(.+)")
 
 MOUNTS = (*(prefix + name for prefix in PREFIXES for name in ("responses", "files", "batches")), "/openai/deployments")
 """Where paths that hold an id begin: a router gives these, with all that stands below them, to `find`."""
-EXACT = tuple(path for path in _PLAIN if not path.startswith(MOUNTS))
+EXACT = tuple(path for path in PLAIN if not path.startswith(MOUNTS))
 """The other paths that `find` knows."""
 
 
 def find(path: str) -> Target | None:
     """What a path stands for, with or without a slash at its end; None for one that stands for nothing here."""
     path = path.rstrip("/")
-    if (plain := _PLAIN.get(path)) is not None:
+    if (plain := PLAIN.get(path)) is not None:
         return plain
     if match := _RESPONSE.fullmatch(path):
         return Target(_STORED[match[2]], id=match[1])

@@ -1,10 +1,11 @@
-"""What a `when` may ask: a closed list of facts, each compiled to one closure. Knows neither limits nor routes."""
+"""What a `when` may ask: a closed list of facts, and which of many hold for a request. Knows neither limits nor routes."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import attrgetter
 from types import MappingProxyType
@@ -15,10 +16,8 @@ from msgspec import Struct
 from gateway.config import CAPABILITIES, CLASSES
 from gateway.errors import did_you_mean
 from gateway.facts import Facts
+from gateway.tasks import TASKS
 from gateway.wire import ENDPOINTS, UPLOADS
-
-Holds = Callable[[Facts], bool]
-"""Whether a condition holds for one request. Called on every request: pure, and no slower than a few comparisons."""
 
 Known = Mapping[str, Collection[str]]
 """By fact: the words that can occur. A fact that is missing here takes any word."""
@@ -50,14 +49,22 @@ FACTS: Mapping[str, Fact] = MappingProxyType(
         "max_output": Fact("number", "most tokens the client takes; none given counts as more than any number"),
         "deadline_ms": Fact("number", "longest the client waits; none given counts as more than any number"),
         "hour": Fact("number", "hour of the day in UTC, 0 to 23"),
+        "task": Fact("word", "what is asked for, as a small model guesses from the wording"),
     }
 )
 
 FIXED_WORDS: Known = MappingProxyType(
-    {"endpoint": (*dict.fromkeys((*ENDPOINTS, *UPLOADS)), "batches"), "needs": CAPABILITIES},
+    {"endpoint": (*dict.fromkeys((*ENDPOINTS, *UPLOADS)), "batches"), "needs": CAPABILITIES, "task": tuple(TASKS)},
 )
 
-UNAVAILABLE_FACTS = ("budget_left", "task", "quality", "language", "rollout")
+UNAVAILABLE_FACTS: Mapping[str, str] = MappingProxyType(
+    {
+        "budget_left": "nothing is counted over requests; cap single ones by a limit with max_cost",
+        "quality": "answers are not graded; ask for task, prompt_tokens or tags",
+        "language": "the language of a text is not told; let clients say it by x-gateway-tags, and ask for tags",
+        "rollout": "the change would reach every request at once; ask for tenant or key_label",
+    }
+)
 """Facts that other gateways or later versions have; refused by name, so that nobody believes them to be in force."""
 
 _COMPARISON = re.compile(r"(<=|>=|<|>)\s*(\S+)")
@@ -68,27 +75,55 @@ class BadConditionError(ValueError):
     """A condition that cannot be compiled; `str()` says what is wrong and how to mend it."""
 
 
-def compile_when(when: Mapping[str, Any], known: Known, *, upper: bool) -> Holds | None:
-    """One closure for a whole `when`: every fact in it must hold. None for an empty one, which always holds.
+class Condition(Struct, frozen=True):
+    """What one fact must be for a `when` to hold."""
 
-    `upper` compares sizes by the upper end of their error band, as limits must. Raises BadConditionError.
-    """
-    parts = [compile_fact(name, value, known, upper=upper) for name, value in when.items()]
-    return reduce(_both, parts) if parts else None
+    attribute: str
+    """Of Facts."""
+    many: bool = False
+    """Whether the fact is a set of words, of which any may be among `words`."""
+    words: frozenset[Any] = frozenset()
+    """Accepted values; for a number, none."""
+    ranges: tuple[tuple[float, float], ...] = ()
+    """Accepted numbers: closed ranges of whole numbers, ascending and apart."""
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever the other, on the same fact, does."""
+        return self.words >= other.words and all(
+            any(low <= inner[0] and inner[1] <= high for low, high in self.ranges) for inner in other.ranges
+        )
+
+    def touches(self, other: Condition) -> bool:
+        """Whether both accept some value."""
+        overlap = any(low <= high_ and low_ <= high for low, high in self.ranges for low_, high_ in other.ranges)
+        return overlap or not self.words.isdisjoint(other.words)
+
+    def or_(self, other: Condition) -> Condition:
+        """What holds where either does."""
+        return Condition(self.attribute, self.many, self.words | other.words, _joined((*self.ranges, *other.ranges)))
 
 
-def _both(first: Holds, second: Holds) -> Holds:
-    return lambda facts: first(facts) and second(facts)
+_BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType({"hour": (0, 23), "deadline_ms": (1, math.inf)})
+"""Smallest and largest value of a number; of one that is missing here, nothing and endless."""
 
 
-def _either(first: Holds, second: Holds) -> Holds:
-    return lambda facts: first(facts) or second(facts)
+def anything(name: str) -> Condition | None:
+    """The condition on this fact that always holds; None where the values that it can have are not a closed list."""
+    match FACTS[name].kind:
+        case "class":
+            return Condition("class_", words=frozenset(CLASSES))
+        case "flag":
+            return Condition(name, words=frozenset((True, False)))
+        case "number":
+            return Condition(name, ranges=(_BOUNDS.get(name, (0, _ENDLESS)),))
+        case _:
+            return None
 
 
-def compile_fact(name: str, value: Any, known: Known, *, upper: bool) -> Holds:
-    """One closure for one fact; a list holds when any of its items does. Raises BadConditionError."""
+def parse(name: str, value: Any, known: Known = MappingProxyType({})) -> Condition:
+    """One fact of a `when`; a list holds when any of its items does. Raises BadConditionError."""
     if name in UNAVAILABLE_FACTS:
-        raise BadConditionError(f'the fact "{name}" is not available in this version; remove the condition')
+        raise BadConditionError(f'the fact "{name}" is not available in this version: {UNAVAILABLE_FACTS[name]}')
     if name not in FACTS:
         raise BadConditionError(f'unknown fact "{name}"{did_you_mean(name, FACTS)}')
     items = value if isinstance(value, list) else [value]
@@ -97,36 +132,113 @@ def compile_fact(name: str, value: Any, known: Known, *, upper: bool) -> Holds:
     words = known.get(name, FIXED_WORDS.get(name))
     match FACTS[name].kind:
         case "class":
-            return _one_of("class_", frozenset().union(*(_classes(item) for item in items)))
+            return Condition("class_", words=frozenset().union(*(_classes(item) for item in items)))
         case "flag":
-            return _one_of(name, frozenset(_flag(name, item) for item in items))
+            return Condition(name, words=frozenset(_flag(name, item) for item in items))
         case "number":
-            attribute = "prompt_tokens_high" if upper and name == "prompt_tokens" else name
-            return reduce(_either, [_within(attribute, *_range(name, item)) for item in items])
+            return Condition(name, ranges=_joined(_range(name, item) for item in items))
         case "word":
-            return _one_of(name, frozenset(_word(name, item, words) for item in items))
+            return Condition(name, words=frozenset(_word(name, item, words) for item in items))
         case "words":
-            return _any_of(name, frozenset(_word(name, item, words) for item in items))
+            return Condition(name, many=True, words=frozenset(_word(name, item, words) for item in items))
 
 
-def _one_of(attribute: str, accepted: frozenset[Any]) -> Holds:
-    get = attrgetter(attribute)
-    return lambda facts: get(facts) in accepted
+def _joined(ranges: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    found: list[tuple[float, float]] = []
+    for low, high in sorted(ranges):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return tuple(found)
 
 
-def _any_of(attribute: str, accepted: frozenset[Any]) -> Holds:
-    get = attrgetter(attribute)
-    return lambda facts: not accepted.isdisjoint(get(facts))
+def covering(conditions: Mapping[str, Condition], earlier: Sequence[Mapping[str, Condition]]) -> list[int]:
+    """Which of the earlier `when`s together hold wherever this one does; none where that is not certain.
+
+    Sound, not complete: found are one that covers this alone, and several that do so over the values of one fact, each with no
+    other condition that this one has not.
+    """
+    for place, before in enumerate(earlier):
+        if all(_covered(name, conditions, condition) for name, condition in before.items()):
+            return [place]
+    for name in dict.fromkeys(name for before in earlier for name in before):
+        wanted = conditions.get(name) or anything(name)
+        parts = [
+            place
+            for place, before in enumerate(earlier)
+            if name in before and all(_covered(other, conditions, before[other]) for other in before if other != name)
+        ]
+        if wanted is not None and len(parts) > 1:
+            together = reduce(Condition.or_, [earlier[place][name] for place in parts])
+            if together.covers(wanted):
+                return [place for place in parts if earlier[place][name].touches(wanted)]
+    return []
 
 
-def _within(attribute: str, low: float, high: float) -> Holds:
-    get = attrgetter(attribute)
+def _covered(name: str, conditions: Mapping[str, Condition], by: Condition) -> bool:
+    own = conditions.get(name) or anything(name)
+    return own is not None and by.covers(own)
 
-    def holds(facts: Facts) -> bool:
-        value = get(facts)
-        return low <= (_ENDLESS if value is None else value) <= high
 
-    return holds
+class Matcher:
+    """Which of many `when`s hold for a request: one look-up for each fact that any of them asks, however many they are."""
+
+    def __init__(self, limits: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Limits compare sizes by the upper end of their error band, routes by the estimate. Raises BadConditionError."""
+        self.all = (1 << len(limits) + len(routes)) - 1
+        """A bit for each `when`, that of the first limit the lowest, routes after limits."""
+        asked: dict[tuple[str, str], list[tuple[int, Condition]]] = {}
+        for place, when in enumerate((*limits, *routes)):
+            for name, value in when.items():
+                condition = parse(name, value)
+                upper = name == "prompt_tokens" and place < len(limits)
+                attribute = "prompt_tokens_high" if upper else condition.attribute
+                asked.setdefault((name, attribute), []).append((1 << place, condition))
+        self._words: list[tuple[Callable[[Facts], Any], dict[Any, int], int]] = []
+        self._sets: list[tuple[Callable[[Facts], Any], dict[Any, int], int]] = []
+        self._numbers: list[tuple[Callable[[Facts], Any], list[float], list[int]]] = []
+        for (name, attribute), conditions in asked.items():
+            free = self.all & ~sum(bit for bit, _ in conditions)
+            get = attrgetter(attribute)
+            if FACTS[name].kind == "number":
+                self._numbers.append((get, *_steps(conditions, free)))
+            else:
+                kept = self._sets if FACTS[name].kind == "words" else self._words
+                kept.append((get, _by_word(conditions, free), free))
+
+    def held(self, facts: Facts) -> int:
+        """The bits of those that hold. Called on every request."""
+        held = self.all
+        for get, masks, free in self._words:
+            held &= masks.get(get(facts), free)
+        for get, masks, free in self._sets:
+            found = free
+            for word in get(facts):
+                found |= masks.get(word, 0)
+            held &= found
+        for get, steps, between in self._numbers:
+            value = get(facts)
+            held &= between[bisect_right(steps, _ENDLESS if value is None else value)]
+        return held
+
+
+def _by_word(conditions: Iterable[tuple[int, Condition]], free: int) -> dict[Any, int]:
+    masks: dict[Any, int] = {}
+    for bit, condition in conditions:
+        for word in condition.words:
+            masks[word] = masks.get(word, free) | bit
+    return masks
+
+
+def _steps(conditions: Sequence[tuple[int, Condition]], free: int) -> tuple[list[float], list[int]]:
+    """Where what holds changes, ascending, and what holds before the first, between them and after the last."""
+    ranges = [(bit, low, high) for bit, condition in conditions for low, high in condition.ranges]
+    steps = sorted({edge for _, low, high in ranges for edge in (low, high + 1)} - {_ENDLESS})
+    between = [free]
+    for step in steps:
+        between.append(free | sum({bit for bit, low, high in ranges if low <= step <= high}))
+    return steps, between
 
 
 def _classes(item: Any) -> frozenset[str]:
@@ -160,7 +272,16 @@ def _flag(name: str, item: Any) -> bool:
 
 
 def _range(name: str, item: Any) -> tuple[float, float]:
-    """The closed range of whole numbers that an item stands for."""
+    """The closed range of whole numbers that an item stands for, of those that the fact can be."""
+    low, high = _written_range(name, item)
+    least, most = _BOUNDS.get(name, (0, _ENDLESS))
+    if low > most or high < least:
+        whole = f"from {least} to {most}" if most < _ENDLESS else f"from {least} upwards"
+        raise BadConditionError(f'"{name}" = {_shown(item)} never holds: it runs {whole}; widen or remove it')
+    return (max(low, least), min(high, most))
+
+
+def _written_range(name: str, item: Any) -> tuple[float, float]:
     if isinstance(item, int) and not isinstance(item, bool):
         return (item, item)
     compared = _COMPARISON.fullmatch(item) if isinstance(item, str) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -13,12 +13,8 @@ from msgspec.structs import replace
 from gateway.errors import Conflict, Forbidden, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
-from gateway.policy.generation import RANK, Generation, Limit, Policy, Route, Row
+from gateway.policy.generation import RANK, USUAL_OUTPUT_TOKENS, Generation, Limit, Route, Row, long_output
 
-USUAL_OUTPUT_TOKENS = 512
-"""Answer length that the expected cost reckons with when the client set no lower bound."""
-LONG_OUTPUT_TOKENS = 4096
-"""Answer length that a cost cap reckons with when neither client nor model bounds it."""
 PRIOR_TTFT_MS = 100.0
 """Time to first token that an option is believed to have until one was measured: low, so that a new one is tried soon."""
 
@@ -38,30 +34,43 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     `policy_name` is one that `policy_for` gave; KeyError when the generation does not have it.
     """
     policy = generation.policies[policy_name]
-    limits = tuple([limit for limit in generation.limits if limit.holds is None or limit.holds(facts)])
-    found = _permitted(generation, facts, limits)
-    removed = list(found.removed)
-    allowed = _affordable(found.rows, found.cap, facts, removed) if found.cap else found.rows
-    route = _route(policy, facts)
-    wanted = _wanted(allowed, route, removed)
-    ready = _ready(wanted, health, removed)
+    held = policy.matcher.held(facts)
+    found = _permitted(generation, facts, held & generation.limit_bits)
+    removed = found.removed
+    allowed: Sequence[Row] = found.rows
+    if found.cap is not None:
+        allowed, dear = _affordable(allowed, found.cap, facts)
+        removed += dear
+    first = held >> len(generation.limits)
+    route = policy.routes[(first & -first).bit_length() - 1] if first else None
+    wanted = allowed
+    if route is not None and route.order == "nothing":
+        wanted, unused = _wanted(allowed, route)
+        removed += unused
+    candidates: tuple[Chosen, ...]
+    if not found.substituted:
+        candidates, down = _ordered(wanted, route, facts, health)
+    else:
+        candidates, down = _ordered([row for row in wanted if row.bit & found.own], route, facts, health)
+        others, more = _ordered([row for row in wanted if not row.bit & found.own], route, facts, health)
+        candidates, down = candidates + others, down + more
+    removed += down
     refusal = None
-    if not ready:
+    if not candidates:
         refusal = _refusal(
-            generation, facts, health, limits, fitting=found.fitting, cleared=found.cleared, allowed=allowed, wanted=wanted
+            generation, facts, health, found.held, fitting=found.fitting, cleared=found.cleared, allowed=allowed, wanted=wanted
         )
-    own = [row for row in ready if row.bit & found.own]
-    candidates = _ordered(own, route, facts, health)
-    if len(own) < len(ready):
-        candidates += _ordered([row for row in ready if not row.bit & found.own], route, facts, health)
+    deadline_ms = facts.deadline_ms
+    if route is not None and route.deadline_ms is not None and (deadline_ms is None or route.deadline_ms < deadline_ms):
+        deadline_ms = route.deadline_ms
     return Decision(
         policy=generation.label(policy_name),
         rule=route.name if route else "",
         candidates=candidates,
-        removed=tuple(removed),
+        removed=removed,
         cache=found.cache if wanted else "off",
         log_text=found.log_text,
-        deadline_ms=_deadline_ms(route, facts),
+        deadline_ms=deadline_ms,
         limits=found.limits,
         refusal=refusal,
     )
@@ -76,6 +85,10 @@ class _Permitted(Struct, frozen=True):
     cleared: tuple[Row, ...]
     own: int
     """Bits of the options of the named model."""
+    substituted: bool
+    """Whether there are others among the rows."""
+    held: tuple[Limit, ...]
+    """The limits that hold."""
     cap: Limit | None
     """The lowest cap on costs."""
     cache: CacheMode
@@ -83,23 +96,21 @@ class _Permitted(Struct, frozen=True):
     limits: tuple[str, ...]
 
 
-def _permitted(generation: Generation, facts: Facts, limits: tuple[Limit, ...]) -> _Permitted:
+def _permitted(generation: Generation, facts: Facts, held: int) -> _Permitted:
     """As `_work_out`; the same for every request of the same kind that fits every context, and so worked out once."""
     if facts.prompt_tokens_high + (facts.max_output or 1) > generation.shortest_context:
-        return _work_out(generation, facts, limits)
-    held = 0
-    for limit in limits:
-        held |= limit.bit
+        return _work_out(generation, facts, held)
     kind = (facts.model, facts.endpoint, facts.needs, facts.via_chat, facts.stores, facts.class_, held)
     found: _Permitted | None = generation.known.get(kind)
     if found is None:
         if len(generation.known) >= MOST_KINDS:
             generation.known.clear()
-        found = generation.known[kind] = _work_out(generation, facts, limits)
+        found = generation.known[kind] = _work_out(generation, facts, held)
     return found
 
 
-def _work_out(generation: Generation, facts: Facts, limits: tuple[Limit, ...]) -> _Permitted:
+def _work_out(generation: Generation, facts: Facts, held: int) -> _Permitted:
+    limits = tuple(limit for limit in generation.limits if limit.bit & held)
     removed: list[Removed] = []
     fitting = _fitting(generation.rows_for(facts.model), facts, removed)
     cleared = _cleared(fitting, facts, removed)
@@ -115,6 +126,8 @@ def _work_out(generation: Generation, facts: Facts, limits: tuple[Limit, ...]) -
         fitting=tuple(fitting),
         cleared=tuple(cleared),
         own=own,
+        substituted=any(not row.bit & own for row in rows),
+        held=limits,
         cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
         cache=_cache(limits, facts),
         log_text=_log_text(generation, limits, facts),
@@ -144,13 +157,16 @@ def _substitutes(generation: Generation, facts: Facts, own: Collection[Row]) -> 
 def expected_cost_usd(option: Option, facts: Facts) -> float | None:
     """What a request will probably cost, in US dollars; None when a price is not known. Prompt caches are not reckoned with."""
     output = min(facts.max_output or USUAL_OUTPUT_TOKENS, option.max_output or USUAL_OUTPUT_TOKENS)
-    return _cost_usd(option, facts, facts.prompt_tokens, output)
+    return _cost_usd(option, facts, facts.prompt_tokens, output * facts.choices)
 
 
 def worst_cost_usd(option: Option, facts: Facts) -> float | None:
-    """The most a request with one answer can cost, in US dollars; None when a price is not known."""
-    output = facts.max_output or option.max_output or LONG_OUTPUT_TOKENS
-    return _cost_usd(option, facts, facts.prompt_tokens_high, output)
+    """What a cap is compared with, in US dollars; None when a price is not known.
+
+    With all answers as long as the client allows; where it does not say, as long as all but a few are.
+    """
+    output = facts.max_output or long_output(option)
+    return _cost_usd(option, facts, facts.prompt_tokens_high, output * facts.choices)
 
 
 def _cost_usd(option: Option, facts: Facts, prompt_tokens: int, output_tokens: int) -> float | None:
@@ -217,11 +233,10 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     return found
 
 
-def _allowed(rows: Sequence[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> Sequence[Row]:
-    """What every limit leaves, a cap on costs too."""
-    left = _permitted_rows(rows, limits, removed)
-    cap = min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None)
-    return _affordable(left, cap, facts, removed) if cap else left
+def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts) -> Sequence[Row]:
+    """What a limit leaves, also by its cap on costs."""
+    left = _permitted_rows(rows, (limit,), [])
+    return left if limit.max_cost is None else _affordable(left, limit, facts)[0]
 
 
 def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[Removed]) -> list[Row]:
@@ -240,47 +255,34 @@ def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
 
 
-def _affordable(rows: Sequence[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
-    """What stays under the lowest of the caps."""
-    cap_usd = _cap(limit)
-    cause, cap = limit.cause, f"the cap is ${cap_usd:.6g}"
-    found = []
+def _affordable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+    """What stays under a cap, and why the rest does not."""
+    cap_usd, cause = _cap(limit), limit.cause
+    found, dear = [], []
+    prompt, most, choices = facts.prompt_tokens_high, facts.max_output, facts.choices
+    embeds = facts.endpoint == "embeddings"
+    # The loop says what `worst_cost_usd` does, without a call for each option.
     for row in rows:
-        cost_usd = worst_cost_usd(row.option, facts)
-        if cost_usd is not None and cost_usd <= cap_usd:
+        _, name, _, _, _, input_usd, output_usd, long, _ = row
+        if input_usd is None or (output_usd is None and not embeds):
+            dear.append(Removed(option=name, by="cost", reason=f"{cause}: its price is not known"))
+            continue
+        if embeds or output_usd is None:
+            cost_usd = prompt * input_usd / 1e6
+        else:
+            cost_usd = (prompt * input_usd + (most or long) * choices * output_usd) / 1e6
+        if cost_usd <= cap_usd:
             found.append(row)
         else:
-            reason = "its price is not known" if cost_usd is None else f"up to ${cost_usd:.6g}, {cap}"
-            removed.append(Removed(option=row.name, by="cost", reason=f"{cause}: {reason}"))
-    return found
+            dear.append(Removed(option=name, by="cost", reason=f"{cause}: up to ${cost_usd:.6g}, {limit.cap_text}"))
+    return (found, tuple(dear)) if dear else (rows, ())
 
 
-def _route(policy: Policy, facts: Facts) -> Route | None:
-    for route in policy.routes:
-        if route.holds is None or route.holds(facts):
-            return route
-    return None
-
-
-def _wanted(rows: Sequence[Row], route: Route | None, removed: list[Removed]) -> Sequence[Row]:
-    """The allowed options that the route tries at all."""
-    if route is None or route.order != "nothing":
-        return rows
-    named = frozenset().union(*route.use)
+def _wanted(rows: Sequence[Row], route: Route) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+    """The allowed options that a route tries, which tries no others, and those."""
     reason = f'route "{route.name}" ({route.place}) does not use it'
-    removed += [Removed(option=row.name, by="route", reason=reason) for row in rows if row.name not in named]
-    return [row for row in rows if row.name in named]
-
-
-def _ready(rows: Iterable[Row], health: HealthOf, removed: list[Removed]) -> list[Row]:
-    found = []
-    for row in rows:
-        state = health.get(row.name, _HEALTHY)
-        if state.up and not state.off:
-            found.append(row)
-        else:
-            removed.append(Removed(option=row.name, by="down", reason=_state_text(state)))
-    return found
+    unused = [Removed(option=row.name, by="route", reason=reason) for row in rows if row.name not in route.places]
+    return [row for row in rows if row.name in route.places], tuple(unused)
 
 
 def _state_text(state: Health) -> str:
@@ -288,46 +290,62 @@ def _state_text(state: Health) -> str:
     return f"{word}, {state.reason}" if state.reason else word
 
 
-def _ordered(rows: list[Row], route: Route | None, facts: Facts, health: HealthOf) -> tuple[Chosen, ...]:
-    chosen = [
-        Chosen(row.option, expected_cost_usd(row.option, facts), expected_ttft_ms(health.get(row.name, _HEALTHY))) for row in rows
-    ]
-    if route is None or len(chosen) < 2:
-        return tuple(chosen)
-    if route.order in {"cost", "latency"}:
-        score = _by_cost if route.order == "cost" else _by_latency(health)
-        chosen.sort(key=score)
-        if route.within is not None:
-            _share(chosen, score, route.within, facts.seed)
-    if route.use:
-        chosen.sort(key=lambda one: _place_in_use(route, one.option.name))
-    return tuple(chosen)
+def _ordered(
+    rows: Sequence[Row], route: Route | None, facts: Facts, health: HealthOf
+) -> tuple[tuple[Chosen, ...], tuple[Removed, ...]]:
+    """What is up, in the order of the route, and why the rest is not."""
+    prompt, choices, most = facts.prompt_tokens, facts.choices, facts.max_output or USUAL_OUTPUT_TOKENS
+    embeds = facts.endpoint == "embeddings"
+    state_of = health.get
+    chosen, names, waits, down = [], [], [], []
+    # The loop says what `expected_cost_usd` and `expected_ttft_ms` do, without two calls for each option.
+    for row in rows:
+        option, name, _, _, _, input_usd, output_usd, _, usual = row
+        state = state_of(name, _HEALTHY)
+        if not state.up or state.off:
+            down.append(Removed(option=name, by="down", reason=_state_text(state)))
+            continue
+        cost = time = None
+        if input_usd is not None:
+            if embeds:
+                cost = prompt * input_usd / 1e6
+            elif output_usd is not None:
+                cost = (prompt * input_usd + (most if most < usual else usual) * choices * output_usd) / 1e6
+        wait = state.in_flight + 1
+        if state.ttft_ms is not None:
+            time = state.ttft_ms * wait
+        chosen.append(Chosen(option, cost, time))
+        names.append(name)
+        waits.append(wait)
+    if route is not None and len(chosen) > 1:
+        order = range(len(chosen))
+        if route.order == "cost":
+            order = _by_score(
+                [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts
+            )
+        elif route.order == "latency":
+            times = [one.expected_ttft_ms for one in chosen]
+            believed = [PRIOR_TTFT_MS * wait if time is None else time for time, wait in zip(times, waits, strict=True)]
+            order = _by_score(believed, route, facts)
+        if route.use:
+            last = len(route.use)
+            places = [route.places.get(name, last) for name in names]
+            order = sorted(order, key=places.__getitem__)
+        chosen = [chosen[place] for place in order]
+    return tuple(chosen), tuple(down)
 
 
-def _by_cost(chosen: Chosen) -> float:
-    return math.inf if chosen.expected_cost_usd is None else chosen.expected_cost_usd
-
-
-def _by_latency(health: HealthOf) -> Callable[[Chosen], float]:
-    def score(chosen: Chosen) -> float:
-        if chosen.expected_ttft_ms is not None:
-            return chosen.expected_ttft_ms
-        return PRIOR_TTFT_MS * (health.get(chosen.option.name, _HEALTHY).in_flight + 1)
-
-    return score
-
-
-def _share(chosen: list[Chosen], score: Callable[[Chosen], float], within: float, seed: str) -> None:
-    """Draw the order of the head of the list, all that are nearly as good as the best, so that load does not herd to one."""
-    worst = score(chosen[0]) * within
-    size = sum(1 for one in chosen if score(one) <= worst)
-    head = chosen[:size]
-    random.Random(seed).shuffle(head)
-    chosen[:size] = head
-
-
-def _place_in_use(route: Route, name: str) -> int:
-    return next((place for place, names in enumerate(route.use) if name in names), len(route.use))
+def _by_score(scores: list[float], route: Route, facts: Facts) -> list[int]:
+    """Places by score. `within` draws the order of the head, all that are nearly as good as the best, so that load does not herd."""
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    if route.within is not None:
+        worst = scores[order[0]] * route.within
+        size = sum([score <= worst for score in scores])
+        if size > 1:
+            head = order[:size]
+            random.Random(facts.seed).shuffle(head)
+            order[:size] = head
+    return order
 
 
 def _cache(limits: Iterable[Limit], facts: Facts) -> CacheMode:
@@ -342,11 +360,6 @@ def _log_text(generation: Generation, limits: Iterable[Limit], facts: Facts) -> 
     if up_to is None or RANK[facts.class_] > RANK[up_to]:
         return False
     return not any(limit.hides_text for limit in limits)
-
-
-def _deadline_ms(route: Route | None, facts: Facts) -> int | None:
-    given = [value for value in (route.deadline_ms if route else None, facts.deadline_ms) if value is not None]
-    return min(given, default=None)
 
 
 def _refusal(
@@ -392,7 +405,7 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
 
 def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
-    return [limit.name for limit in limits if len(_allowed(rows, [limit], facts, [])) < len(rows)]
+    return [limit.name for limit in limits if len(_allowed(rows, limit, facts)) < len(rows)]
 
 
 def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from gateway.config import Class
 CacheMode = Literal["off", "exact", "semantic"]
 
 
-class Option(Struct, frozen=True, kw_only=True):
+class Option(Struct, frozen=True, kw_only=True, dict=True):
     """One upstream with one model, and all that policy may know of it: a row of the catalogue."""
 
     upstream: str
@@ -30,7 +31,7 @@ class Option(Struct, frozen=True, kw_only=True):
     output_usd_per_mtok: float | None = None
     cached_input_usd_per_mtok: float | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """`upstream/model`, as routes, headers and logs write it."""
         return f"{self.upstream}/{self.model}"

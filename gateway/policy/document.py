@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from gateway.config import CLASSES, Class
 from gateway.errors import ConfigError, Problem, did_you_mean
 from gateway.facts import Facts
-from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Known, compile_fact
+from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Condition, Known, covering, parse
 from gateway.policy.decision import CacheMode, Option
 from gateway.privacy import normalise
 from gateway.recognisers import KINDS
@@ -187,12 +187,11 @@ _ABSENT: Mapping[str, str] = MappingProxyType(
     {
         "redact": "nothing would be masked; use `only` to keep such requests at home",
         "hedge": "no second copy would be sent; use `within` to share the load",
-        "rollout": "the change would reach every request at once",
+        "rollout": "the change would reach every request at once; bind a few keys to another policy in config.toml",
         "budget": "nothing would be counted; use max_cost to cap single requests",
         "budgets": "nothing would be counted; use max_cost to cap single requests",
         "probes": "nothing would be probed; use [[test]]",
         "quality": "answers are not graded; order by cost, latency or listed",
-        "task": "the task is not recognised; use tools, images, json_mode or prompt_tokens",
         "tenant": 'answers are always kept apart by tenant; use cache = "exact"',
     }
 )
@@ -216,6 +215,8 @@ def read(name: str, text: str, vocabulary: Vocabulary) -> Document:
     problems += _class_faults(file, shape)
     problems += _terms_faults(file, shape, vocabulary)
     problems += _limit_faults(file, shape, vocabulary)
+    if not problems:
+        problems += _unreachable(file, shape)
     problems += _route_faults(file, shape, vocabulary)
     problems += _test_faults(file, shape, vocabulary)
     if problems:
@@ -255,7 +256,9 @@ def _absent(file: TomlFile) -> Iterator[Problem]:
 
 def _name_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
     if not _NAME.fullmatch(shape.policy):
-        yield file.problem(("policy",), "a policy's name is made of letters, digits, - and _")
+        yield file.problem(
+            ("policy",), f'a policy\'s name is made of letters, digits, - and _; write policy = "{_plain_name(shape.policy)}"'
+        )
     names = {
         "limit": [limit.name for limit in shape.limit],
         "route": [route.name for route in shape.route],
@@ -266,10 +269,16 @@ def _name_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
         for index, name in enumerate(given):
             here = (block, index, "name")
             if not name.strip():
-                yield file.problem(here, f"the {block} needs a name")
+                yield file.problem(
+                    here, f"the {block} needs a name; say in a few words what it is for, since logs and refusals speak by it"
+                )
             elif name in seen:
                 yield file.problem(here, f'the {block} "{name}" stands at {seen[name]} already; rename one')
             seen.setdefault(name, file.place(here))
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "default"
 
 
 def _class_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
@@ -344,7 +353,7 @@ def _limit_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Itera
 def _target_faults(file: TomlFile, path: KeyPath, target: Target, vocabulary: Vocabulary) -> Iterator[Problem]:
     """Zones and retentions are free words, so only a likely slip of the pen is a fault there; names must exist."""
     if not target.given():
-        yield file.problem(path, f'"{path[-1]}" names nothing; give {", ".join(target.__struct_fields__)}')
+        yield file.problem(path, f'"{path[-1]}" names nothing; give one or more of {", ".join(target.__struct_fields__)}')
     strict = {"upstream": vocabulary.upstreams, "model": {option.model for option in vocabulary.options}}
     for key, values in target.given():
         if not values:
@@ -366,14 +375,40 @@ def _route_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Itera
         here: KeyPath = ("route", index)
         if final is not None and index > final:
             name = shape.route[final].name
-            yield file.problem(here, f'never reached: the route "{name}" above has no `when` and takes every request')
+            message = f'never reached: the route "{name}" above has no `when` and takes every request; move that one to the end'
+            yield file.problem(here, message)
         for item, place in enumerate(route.use):
             if place not in places:
                 yield file.problem((*here, "use", item), f'unknown upstream "{place}"{did_you_mean(place, places)}')
         yield from _ranking_faults(file, here, route)
     if shape.route and final is None:
-        message = "the last route needs to be one without `when`, so that every request has an order"
+        message = (
+            'the last route needs to be one without `when`, so that every request has an order; add one with order_by = "cost"'
+        )
         yield file.problem(("route", len(shape.route) - 1), message)
+
+
+def _unreachable(file: TomlFile, shape: Shape) -> Iterator[Problem]:
+    """Routes with a `when` that others above hold wherever it does."""
+    whens: list[Mapping[str, Condition]] = []
+    for index, route in enumerate(shape.route):
+        when = {name: parse(name, value) for name, value in route.when.items()}
+        if not when:
+            break  # the last one, which every file has, so that every request has an order
+        if covers := covering(when, whens):
+            names = [f'"{shape.route[place].name}" ({_line(file, place)})' for place in covers]
+            them = (
+                f"the route {names[0]} above takes"
+                if len(names) == 1
+                else f"the routes {' and '.join(names)} above take together"
+            )
+            mend = "move it up, narrow what stands above, or remove it"
+            yield file.problem(("route", index), f'never reached: {them} every request that "{route.name}" would; {mend}')
+        whens.append(when)
+
+
+def _line(file: TomlFile, index: int) -> str:
+    return "line " + file.place(("route", index)).split(":")[-2]
 
 
 def _ranking_faults(file: TomlFile, here: KeyPath, route: RouteBlock) -> Iterator[Problem]:
@@ -441,7 +476,7 @@ def _when_faults(file: TomlFile, known: Known) -> Iterator[Problem]:
         when = table.get("when")
         for name, value in when.items() if isinstance(when, dict) else ():
             try:
-                compile_fact(name, value, known, upper=False)
+                parse(name, value, known)
             except BadConditionError as error:
                 yield file.problem((*path, "when", name), str(error))
 

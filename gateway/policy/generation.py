@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from gateway import tasks
 from gateway.config import CLASSES, Class, Config
 from gateway.errors import ConfigError, Problem, did_you_mean
 from gateway.facts import Facts
-from gateway.policy.conditions import Holds, compile_when
+from gateway.policy.conditions import Matcher
 from gateway.policy.decision import CacheMode, Option, Removed
 from gateway.policy.document import (
     KIND_NAMES,
     Document,
     LimitBlock,
     RouteBlock,
+    Shape,
     TestBlock,
     Vocabulary,
     folder_faults,
@@ -35,8 +37,15 @@ from gateway.privacy import with_terms
 
 HASH_DIGITS = 12
 
+USUAL_OUTPUT_TOKENS = 512
+"""Answer length that the expected cost reckons with when the client set no lower bound."""
+
 RANK: Mapping[str, int] = MappingProxyType({class_: rank for rank, class_ in enumerate(CLASSES)})
 """How sensitive a class is, 0 for the least."""
+
+
+LONG_OUTPUT_TOKENS = 4096
+"""Answer length that a cost cap reckons with when the client does not bound it: taken to be that of all but one in twenty."""
 
 
 class Binding(Struct, frozen=True):
@@ -98,7 +107,7 @@ def _options(config: Config, name: str) -> Iterator[Option]:
         )
 
 
-class Row(Struct, frozen=True):
+class Row(NamedTuple):
     """An option with what `decide` would otherwise work out again on every request."""
 
     option: Option
@@ -108,6 +117,18 @@ class Row(Struct, frozen=True):
     capabilities: frozenset[str]
     rank: int
     """Of the highest class it takes."""
+    input_usd: float | None
+    """For a million tokens."""
+    output_usd: float | None
+    long_output: int
+    """Tokens of answer that a cap reckons with where the client gives no bound."""
+    usual_output: int
+    """Most tokens of answer that its expected cost reckons with."""
+
+
+def long_output(option: Option) -> int:
+    """Tokens of answer that a cap reckons with where the client gives no bound."""
+    return min(option.max_output or LONG_OUTPUT_TOKENS, LONG_OUTPUT_TOKENS)
 
 
 class Limit(Struct, frozen=True, kw_only=True):
@@ -117,8 +138,8 @@ class Limit(Struct, frozen=True, kw_only=True):
     policy: str
     place: str
     """`file:line`."""
-    holds: Holds | None
-    """None: it applies to every request."""
+    when: dict[str, Any]
+    """Empty: it applies to every request."""
     removes: dict[str, Removed]
     """By `upstream/model`: the options that `only` and `never` take away."""
     taken_bits: int
@@ -130,11 +151,10 @@ class Limit(Struct, frozen=True, kw_only=True):
     """One of its own among all limits."""
     whole_classes: tuple[Class, ...]
     """Classes of which it applies to every request, whatever else that is."""
-
-    @property
-    def cause(self) -> str:
-        """How reasons name it."""
-        return f'limit "{self.name}" ({self.place})'
+    cause: str
+    """How reasons name it."""
+    cap_text: str
+    """How they name its `max_cost`."""
 
 
 class Route(Struct, frozen=True, kw_only=True):
@@ -142,11 +162,13 @@ class Route(Struct, frozen=True, kw_only=True):
 
     name: str
     place: str
-    holds: Holds | None
+    when: dict[str, Any]
     order: Literal["cost", "latency", "listed", "nothing"]
     """How what is not in `use` is ordered; `nothing`: it is not tried."""
     use: tuple[frozenset[str], ...] = ()
     """One set of `upstream/model` for each entry, in the order of the file."""
+    places: dict[str, int] = {}
+    """By `upstream/model`: the first entry of `use` that means it."""
     within: float | None = None
     deadline_ms: int | None = None
 
@@ -157,6 +179,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     name: str
     file: str
     routes: tuple[Route, ...]
+    matcher: Matcher
+    """Of the limits of all files, and after them of these routes."""
     tests: tuple[tuple[str, TestBlock], ...]
     """With `file:line`."""
 
@@ -188,12 +212,18 @@ class Generation:
         self.log_text_up_to: Class | None = _log_text_up_to(documents)
         self.asked = frozenset(_asked(documents))
         """Facts that a decision may hang on, by their names in the log."""
+        self.asks_task = "task" in self.asked
+        if self.asks_task:
+            tasks.load()
         self.limits = tuple(_limits(documents, catalogue))
-        self.policies = {document.shape.policy: _policy(document, catalogue) for document in documents}
+        self.policies = {document.shape.policy: _policy(document, catalogue, self.limits) for document in documents}
+        self.limit_bits = (1 << len(self.limits)) - 1
+        self._labels = {name: f"{name}@{self.hash}" for name in self.policies}
         bits = _bits(catalogue)
         self._rows = {name: tuple(_row(option, bits) for option in options) for name, options in catalogue.models.items()}
         self._every = tuple(_row(option, bits) for option in catalogue.options())
         self.local_rows = tuple(row for row in self._every if row.option.zone == "local")
+        self._pairs: dict[str, tuple[tuple[str, str], ...]] = {}
         contexts = [row.option.context for row in self._every if row.option.context is not None]
         self.shortest_context: float = min(contexts, default=math.inf)
         """What is no longer than this, in tokens, fits every option."""
@@ -210,6 +240,16 @@ class Generation:
         """As `options_for`, in the form `decide` works on."""
         return self._rows.get(model, ())
 
+    def pairs(self, model: str) -> tuple[tuple[str, str], ...]:
+        """(upstream, model) of every option that a request for this model may come to: its own and the local ones."""
+        found = self._pairs.get(model)
+        if found is None:
+            rows = dict.fromkeys((*self.rows_for(model), *self.local_rows))
+            found = tuple((row.option.upstream, row.option.model) for row in rows)
+            if model in self._rows:
+                self._pairs[model] = found
+        return found
+
     def reach(self, class_: Class) -> tuple[Option, ...]:
         """Who may ever see a request of this class: what its upstream takes, without what limits on the class alone take away."""
         taken = sum(row.bit for row in self._every if RANK[class_] > row.rank)
@@ -220,7 +260,7 @@ class Generation:
 
     def label(self, policy_name: str) -> str:
         """`NAME@HASH`, as headers and logs write it."""
-        return f"{policy_name}@{self.hash}"
+        return self._labels[policy_name]
 
     def source(self) -> bytes:
         """Everything the generation is made of, as one JSON document."""
@@ -387,7 +427,7 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 name=block.name,
                 policy=document.shape.policy,
                 place=place,
-                holds=compile_when(block.when, {}, upper=True),
+                when=block.when,
                 removes=removes,
                 taken_bits=sum(bits[name] for name in removes),
                 max_cost=block.max_cost,
@@ -395,6 +435,8 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 hides_text=block.log is not None,
                 bit=next(own_bits),
                 whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
+                cause=f'limit "{block.name}" ({place})',
+                cap_text="" if block.max_cost is None else f"the cap is ${block.max_cost:.6g}",
             )
 
 
@@ -411,26 +453,29 @@ def _keeps(block: LimitBlock, option: Option) -> bool:
     return block.never is None or not block.never.matches(option)
 
 
-def _policy(document: Document, catalogue: Catalogue) -> Policy:
+def _policy(document: Document, catalogue: Catalogue, limits: Iterable[Limit]) -> Policy:
     routes = enumerate(document.shape.route)
+    made = tuple(_route(block, document.line("route", index), catalogue) for index, block in routes)
     tests = enumerate(document.shape.test)
     return Policy(
         name=document.shape.policy,
         file=document.file.name,
-        routes=tuple(_route(block, document.line("route", index), catalogue) for index, block in routes),
+        routes=made,
+        matcher=Matcher([limit.when for limit in limits], [route.when for route in made]),
         tests=tuple((document.line("test", index), block) for index, block in tests),
     )
 
 
 def _route(block: RouteBlock, place: str, catalogue: Catalogue) -> Route:
+    options = catalogue.options()
+    uses = tuple(frozenset(option.name for option in options if use in {option.upstream, option.name}) for use in block.use)
     return Route(
         name=block.name,
         place=place,
-        holds=compile_when(block.when, {}, upper=False),
+        when=block.when,
         order=block.order_by or _order_after(block),
-        use=tuple(
-            frozenset(option.name for option in catalogue.options() if use in {option.upstream, option.name}) for use in block.use
-        ),
+        use=uses,
+        places={name: place for place, names in reversed(list(enumerate(uses))) for name in names},
         within=block.within,
         deadline_ms=block.deadline_ms,
     )
@@ -464,13 +509,21 @@ _ALWAYS_ASKED = (
 """Facts that every decision looks at, whatever the files ask."""
 
 
-def _asked(documents: Iterable[Document]) -> Iterator[str]:
+def _asked(documents: Collection[Document]) -> Iterator[str]:
     yield from _ALWAYS_ASKED
     for document in documents:
         for limit in document.shape.limit:
             yield from limit.when
         for route in document.shape.route:
             yield from route.when
+    if any(_weighs_cost(document.shape) for document in documents):
+        yield "choices"
+
+
+def _weighs_cost(shape: Shape) -> bool:
+    """Whether a price can change a decision: by a cap, or by an order."""
+    by_cost = any(route.order_by == "cost" or (route.use and _order_after(route) == "cost") for route in shape.route)
+    return by_cost or any(limit.max_cost is not None for limit in shape.limit)
 
 
 def _bits(catalogue: Catalogue) -> dict[str, int]:
@@ -478,7 +531,17 @@ def _bits(catalogue: Catalogue) -> dict[str, int]:
 
 
 def _row(option: Option, bits: Mapping[str, int]) -> Row:
-    return Row(option, option.name, bits[option.name], frozenset(option.capabilities), RANK[option.takes_up_to])
+    return Row(
+        option,
+        option.name,
+        bits[option.name],
+        frozenset(option.capabilities),
+        RANK[option.takes_up_to],
+        option.input_usd_per_mtok,
+        option.output_usd_per_mtok,
+        long_output(option),
+        option.max_output or USUAL_OUTPUT_TOKENS,
+    )
 
 
 def _closed_classes(documents: list[Document], catalogue: Catalogue) -> Iterator[Problem]:
@@ -506,8 +569,7 @@ def _covers(block: LimitBlock, class_: Class) -> bool:
     """Whether a limit applies to every request of the class, whatever else the request is."""
     if set(block.when) - {"class"}:
         return False
-    holds = compile_when(block.when, {}, upper=True)
-    return holds is None or holds(Facts(endpoint="", model="", class_=class_))
+    return bool(Matcher([block.when]).held(Facts(endpoint="", model="", class_=class_)))
 
 
 def _notes(documents: Iterable[Document], catalogue: Catalogue, limits: Iterable[Limit]) -> Iterator[Problem]:

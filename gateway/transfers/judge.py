@@ -95,6 +95,7 @@ class Judge:
             headers=incoming.headers,
             seed=ledger.request_id,
             now=ledger.opened_at,
+            with_task=generation.asks_task,
         )
         if not has_files:
             return facts
@@ -113,7 +114,7 @@ class Judge:
 
     def decide(self, incoming: Incoming, facts: Facts, ledger: Ledger, generation: Generation) -> Decision:
         """Where it may go; logged, and noted for the Record. Raises what `policy_for` does."""
-        health = self._parts.health.snapshot((option.upstream, option.model) for option in generation.catalogue.options())
+        health = self._parts.health.differing(generation.pairs(facts.model))
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         # How long a body takes to come is its sender's affair: no limit on the first token can be held.
         decision = replace(decision, deadline_ms=None)

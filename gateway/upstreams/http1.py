@@ -47,6 +47,7 @@ KEPT_HEADERS = {
 }
 """Answer headers that travel to the client, and their names there, besides every `x-ratelimit-*` and `anthropic-ratelimit-*`."""
 
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"content-encoding"})
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\xa0-\xff]")
 _TARGET = re.compile(r"[\x21-\x7e]+")
 
@@ -530,6 +531,9 @@ class Connection(asyncio.Protocol):
         if self.exchange is None or self.exchange.begun:
             return
         name = name.lower()
+        if name not in _FRAMING:
+            self._headers.append((name, value))
+            return
         if name == b"content-length":
             self._sized = True
         elif name == b"transfer-encoding":
@@ -540,8 +544,6 @@ class Connection(asyncio.Protocol):
             if self._encoded or value.lower() not in {b"gzip", b"x-gzip", b"deflate"}:
                 self._refuse("sent a body in an encoding that was not asked for")
             self._encoded = True
-        else:
-            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head of an answer, or of an interim one that is passed over."""

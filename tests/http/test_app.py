@@ -184,6 +184,21 @@ async def test_a_dry_run_explains_and_calls_nobody(served, operator):
     assert (served.server.requests, served.made.records) == ([], [])
 
 
+async def test_a_dry_run_decides_for_whom_it_is_told(served, operator):
+    """As the key of a label, with its tenant and class floor, or as any tenant, label, class and policy: as `gateway explain` does."""
+    served.made.key_file.add("ci", tenant="acme", class_floor="internal")
+
+    async def told(query):
+        facts = (await served.client.post("/v1/route?" + query, content=body(), headers=operator)).json()["facts"]
+        return facts["key_label"], facts["tenant"], facts["class"], facts["task"]
+
+    assert await told("key_label=ci") == ("ci", "acme", "internal", "chat")
+    assert await told("key_label=ci&tenant=other&class=confidential") == ("ci", "other", "confidential", "chat")
+    assert await told("key_label=nobody") == ("nobody", "default", "public", "chat")
+    got = await served.client.post("/v1/route?policy=gone", content=body(), headers=operator)
+    assert (got.status_code, "gone" in got.json()["error"]["message"]) == (403, True)
+
+
 @pytest.mark.parametrize(
     ("query", "fields"),
     [
@@ -207,7 +222,8 @@ async def test_a_dry_run_takes_the_body_of_any_json_endpoint(served, operator, q
         ("", body(model="nope"), (404, "model")),
         ("?endpoint=respones", body(), (400, "endpoint")),
         ("?endpoint=files", body(), (400, "endpoint")),
-        ("?class=public", body(), (400, "endpoint")),
+        ("?klass=public", body(), (400, "klass")),
+        ("?class=secret", body(), (400, "x-gateway-class")),
     ],
 )
 async def test_what_no_policy_would_see_is_refused_as_a_request_would_be(served, operator, query, payload, told):

@@ -78,19 +78,6 @@ async def test_a_crash_inside_is_named_and_reset(world):
         await ask(world(), b"", path="/x", app=Door(crashing))
 
 
-@pytest.mark.parametrize("sent", [body(), body(stream=True), b"{"], ids=["whole", "stream", "refused"])
-async def test_a_head_leaves_with_the_first_bytes_of_its_body(world, server, sent, monkeypatch):
-    """One write and one packet, not two: a head by itself would wake the client for nothing."""
-    server.scripts = [[head(), chunk("fine"), chunk(finish="stop"), b"data: [DONE]\n\n"]]
-    transport = asyncio.selector_events._SelectorSocketTransport
-    wrote, write = [], transport.write
-    monkeypatch.setattr(transport, "write", lambda self, data: (wrote.append(bytes(data)), write(self, data))[1])
-    await ask(world(up={"base_url": server.base_url}), sent, "1.1", connection="close")
-    heads = [data for data in wrote if data.startswith(b"HTTP/1.1 ") and b"x-request-id" in data]
-    assert len(heads) == 1
-    assert heads[0].partition(b"\r\n\r\n")[2]
-
-
 async def test_a_head_without_a_body_still_leaves(world):
     """An application that stops after its head ends the connection, and what it said is not lost."""
 

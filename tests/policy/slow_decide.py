@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
+from policy.slow_conditions import compile_when
+
 from gateway.facts import Facts
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, Generation, Limit, Policy, Route, Row
@@ -32,7 +34,7 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     """
     policy = generation.policies[policy_name]
     removed: list[Removed] = []
-    limits = [limit for limit in generation.limits if limit.holds is None or limit.holds(facts)]
+    limits = [limit for limit in generation.limits if _holds(limit.when, facts, upper=True)]
     fitting = _fitting(generation.rows_for(facts.model), facts, removed)
     own = {row.name for row in fitting}
     cleared = _cleared(fitting, facts, removed)
@@ -61,6 +63,11 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     )
 
 
+def _holds(when: Mapping[str, object], facts: Facts, *, upper: bool) -> bool:
+    holds = compile_when(when, upper=upper)
+    return holds is None or holds(facts)
+
+
 def _narrows(facts: Facts, cleared: Collection[Row]) -> bool:
     """Whether the local models may answer in the place of the one that was named.
 
@@ -83,13 +90,13 @@ def _substitutes(generation: Generation, facts: Facts, own: Collection[Row]) -> 
 def expected_cost_usd(option: Option, facts: Facts) -> float | None:
     """What a request will probably cost, in US dollars; None when a price is not known. Prompt caches are not reckoned with."""
     output = min(facts.max_output or USUAL_OUTPUT_TOKENS, option.max_output or USUAL_OUTPUT_TOKENS)
-    return _cost_usd(option, facts, facts.prompt_tokens, output)
+    return _cost_usd(option, facts, facts.prompt_tokens, output * facts.choices)
 
 
 def worst_cost_usd(option: Option, facts: Facts) -> float | None:
-    """The most a request with one answer can cost, in US dollars; None when a price is not known."""
-    output = facts.max_output or option.max_output or LONG_OUTPUT_TOKENS
-    return _cost_usd(option, facts, facts.prompt_tokens_high, output)
+    """The most a request can cost with all its answers, in US dollars; None when a price is not known."""
+    output = facts.max_output or min(option.max_output or LONG_OUTPUT_TOKENS, LONG_OUTPUT_TOKENS)
+    return _cost_usd(option, facts, facts.prompt_tokens_high, output * facts.choices)
 
 
 def _cost_usd(option: Option, facts: Facts, prompt_tokens: int, output_tokens: int) -> float | None:
@@ -191,7 +198,7 @@ def _affordable(rows: list[Row], limit: Limit, facts: Facts, removed: list[Remov
 
 def _route(policy: Policy, facts: Facts) -> Route | None:
     for route in policy.routes:
-        if route.holds is None or route.holds(facts):
+        if _holds(route.when, facts, upper=False):
             return route
     return None
 

@@ -1,9 +1,13 @@
 """Conditions: what holds for which facts."""
 
 import pytest
-from worlds import facts
+from hypothesis import given as given_
+from hypothesis import strategies as st
+from worlds import all_facts, facts, whens
 
-from gateway.policy.conditions import FACTS, BadConditionError, compile_fact, compile_when
+from policy.slow_conditions import compile_when
+
+from gateway.policy.conditions import FACTS, BadConditionError, Matcher, parse
 
 
 @pytest.mark.parametrize(
@@ -29,21 +33,20 @@ from gateway.policy.conditions import FACTS, BadConditionError, compile_fact, co
 )
 def test_a_condition_holds_only_when_every_fact_in_it_does(when, given, holds):
     """Every fact in a `when` must hold, and of a list any item suffices."""
-    assert compile_when(when, {}, upper=False)(facts(**given)) is holds
+    assert bool(Matcher([], [when]).held(facts(**given))) is holds
 
 
 @pytest.mark.parametrize("name", ["max_output", "deadline_ms"])
 def test_a_bound_that_the_client_did_not_set_counts_as_endless(name):
     """What the client left open is more than any number, so that a limit on large answers cannot be passed by silence."""
-    assert not compile_fact(name, "< 1000000", {}, upper=False)(facts())
-    assert compile_fact(name, "> 1000000", {}, upper=False)(facts())
+    assert Matcher([{name: "< 1000000"}, {name: "> 1000000"}]).held(facts()) == 0b10
 
 
 def test_a_limit_sees_the_upper_bound_of_the_size_and_a_route_the_estimate():
     """The same condition on size is stricter in a limit than in a route."""
     request = facts(prompt_tokens=900, prompt_tokens_high=1100)
-    assert not compile_fact("prompt_tokens", "> 1000", {}, upper=False)(request)
-    assert compile_fact("prompt_tokens", "> 1000", {}, upper=True)(request)
+    when = {"prompt_tokens": "> 1000"}
+    assert Matcher([when], [when]).held(request) == 0b01
 
 
 @pytest.mark.parametrize("value", [[], {"a": 1}, 1.5, "< many", "<", None])
@@ -51,4 +54,12 @@ def test_a_limit_sees_the_upper_bound_of_the_size_and_a_route_the_estimate():
 def test_no_fact_takes_a_value_that_it_cannot_be_compared_with(name, value):
     """A condition that makes no sense is refused, whatever the fact."""
     with pytest.raises(BadConditionError):
-        compile_fact(name, value, {}, upper=False)
+        parse(name, value)
+
+
+@given_(st.lists(whens(), max_size=8), st.lists(whens(), max_size=8), all_facts())
+def test_many_rules_hold_as_each_one_alone(limits, routes, request):
+    """Looking a request up once for all rules comes to the same as asking each rule."""
+    alone = [compile_when(when, upper=place < len(limits)) for place, when in enumerate([*limits, *routes])]
+    expected = sum(1 << place for place, holds in enumerate(alone) if holds is None or holds(request))
+    assert Matcher(limits, routes).held(request) == expected

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-import slow_decide
+from policy import slow_decide
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import (

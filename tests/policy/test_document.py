@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
-from worlds import EU, HOME, LAST_ROUTE, US, catalogue
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import EU, HOME, LAST_ROUTE, US, all_facts, catalogue, whens
 
 from gateway.errors import ConfigError
+from gateway.policy.conditions import Matcher, covering, parse
 from gateway.policy.generation import Generation
 
 
@@ -47,3 +50,16 @@ def test_a_file_of_limits_needs_no_route():
     """A file may hold limits alone; they apply to every request."""
     files = {"a.toml": 'policy = "a"\n' + LAST_ROUTE, "b.toml": 'policy = "b"\n[[limit]]\nname = "l"\ncache = "off"\n'}
     assert [limit.name for limit in Generation(files, catalogue()).limits] == ["l"]
+
+
+@given(st.lists(whens(), max_size=5), st.lists(all_facts(), min_size=20, max_size=20))
+def test_a_route_that_is_called_unreachable_never_ranks(given_whens, requests):
+    """No route is refused as never reached that is the first to hold for some request."""
+    conditions = [{name: parse(name, value) for name, value in when.items()} for when in given_whens]
+    matcher = Matcher([], given_whens)
+    for place, when in enumerate(conditions):
+        covers = covering(when, conditions[:place])
+        for request in requests:
+            held = matcher.held(request)
+            if covers and held >> place & 1:
+                assert any(held >> before & 1 for before in covers)

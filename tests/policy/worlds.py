@@ -7,6 +7,7 @@ from gateway.facts import Facts
 from gateway.policy.decision import Health, Option
 from gateway.policy.document import KIND_NAMES
 from gateway.policy.generation import Catalogue, Generation
+from gateway.tasks import TASKS
 
 LAST_ROUTE = '[[route]]\nname = "all"\norder_by = "listed"\n'
 
@@ -84,6 +85,10 @@ def all_facts(models=("auto",)):
         max_output=st.none() | st.integers(0, 20_000),
         deadline_ms=st.none() | st.integers(1, 100_000),
         hour=st.integers(0, 23),
+        choices=st.integers(1, 3),
+        task=st.sampled_from([*TASKS]),
+        key_label=st.sampled_from(["", "ci"]),
+        json_mode=st.booleans(),
         seed=st.text(max_size=3),
     )
 
@@ -98,6 +103,33 @@ def all_health(options):
         in_flight=st.integers(0, 50),
     )
     return st.dictionaries(st.sampled_from([option.name for option in options]), one)
+
+
+def whens():
+    """Any `when` that a file may hold."""
+
+    def some(words):
+        return st.sampled_from(words) | st.lists(st.sampled_from(words), min_size=1, max_size=2)
+
+    classes = [*CLASSES, ">= internal", "< restricted", "> public", "<= internal"]
+    numbers = [0, 5, 500, "< 8", "<= 500", "> 500", ">= 3", "> 19"]
+    hours = [3, "< 8", ">= 18", "> 7", "<= 20"]
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "class": some(classes),
+            "found": some(KIND_NAMES[:4]),
+            "tenant": some(["a", "b"]),
+            "tags": some(["x", "y"]),
+            "needs": some(CAPABILITIES[:3]),
+            "task": some(list(TASKS)),
+            "stream": st.booleans() | st.just([True, False]),
+            "tools": st.booleans(),
+            "prompt_tokens": some(numbers),
+            "max_output": some(numbers),
+            "hour": some(hours),
+        },
+    )
 
 
 WHENS = st.sampled_from(
