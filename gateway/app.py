@@ -195,7 +195,15 @@ class Front:
 
     def _ledger(self, id_: str, endpoint: str) -> Ledger:
         self.metrics.opened()
-        return Ledger(id_, endpoint, on_token=self.writer.token, on_event=self.emit, on_record=self._closed, on_later=self._later)
+        return Ledger(
+            id_,
+            endpoint,
+            on_token=self.writer.token,
+            on_event=self.emit,
+            on_record=self._closed,
+            on_later=self._later,
+            on_tokens=self.writer.tokens,
+        )
 
     def _closed(self, record: Record) -> None:
         self.metrics.observe(record)

@@ -137,13 +137,18 @@ class Opened:
         splitter = sse.Splitter()
         async for piece in self._pieces:
             self.first.append(piece)
-            if piece.text is not None:
+            if piece.text is not None or (len(self.first) == 1 and self._begins_plainly(piece.data)):
                 return
             for event in _split(splitter, piece.data):
                 data = sse.data_of(event)
                 if data is not None and self._begins(data):
                     return
         raise UpstreamFailed("cut", "closed the stream before its first event")
+
+    def _begins_plainly(self, data: bytes) -> bool:
+        """Whether the first event is usual and stands whole in the first piece: then the others are not looked for here."""
+        end = data.find(b"\n\n")
+        return end > 0 and data.startswith(b"data: {") and b"\r" not in data[:end] and self._begins(data[6:end])
 
     def _begins(self, data: bytes) -> bool:
         """Whether this event begins the answer; what does not goes with the next one. Raises UpstreamFailed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count, repeat
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
@@ -107,6 +109,11 @@ class Record(Struct, frozen=True, kw_only=True):
     client_request_id: str = ""
 
 
+def _one_by_one(take: Callable[[TokenEvent], None], tokens: list[TokenEvent]) -> None:
+    for token in tokens:
+        take(token)
+
+
 class Ledger:
     """Written while one request lives. `close` makes its one Record; whatever happens, nothing closes it twice."""
 
@@ -119,8 +126,9 @@ class Ledger:
         on_event: Callable[..., None],
         on_record: Callable[[Record], None],
         on_later: Callable[[Later], None] | None = None,
+        on_tokens: Callable[[list[TokenEvent]], None] | None = None,
     ) -> None:
-        """`on_later` takes what `event_of` tells; without it that goes to `on_event` at once."""
+        """`on_later` takes what `event_of` tells, else that goes to `on_event` at once; `on_tokens` takes many at a time."""
         self.request_id = request_id
         self.endpoint = endpoint
         self.opened_at = time.time()
@@ -129,6 +137,7 @@ class Ledger:
         self._on_event = on_event
         self._on_record = on_record
         self._on_later = on_later
+        self._on_tokens = on_tokens or partial(_one_by_one, on_token)
         self._first_ms: float | None = None
         self._sent_ms: float | None = None
         self._index = 0
@@ -195,16 +204,17 @@ class Ledger:
         if self._first_ms is None:
             self._first_ms = ms
             self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
-        now, id_, upstream, source, log_text, index = (
-            time.time_ns(), self.request_id, self._upstream, self._source, self.log_text, self._index,
+        words = [text for _, text in texts]
+        sizes = list(map(len, words))
+        # All of it in C: a loop would cost 1 µs a token.
+        columns = zip(
+            repeat(time.time_ns(), len(texts)), repeat(self.request_id), count(self._index), repeat(ms), repeat(0),
+            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source),
+            [choice for choice, _ in texts], words,
         )  # fmt: skip
-        for choice, text in texts:
-            chars = len(text)
-            self.chars_out += chars
-            event = (now, id_, index, ms, 0, text if log_text else None, chars, upstream, source, choice, text)
-            self._on_token(_new_tuple(TokenEvent, event))
-            index += 1
-        self._index = index
+        self._on_tokens(list(map(TokenEvent._make, columns)))
+        self._index += len(texts)
+        self.chars_out += sum(sizes)
 
     def close(self, ending: Ending, *, status: int, error: str = "") -> None:
         """Make the Record and hand it to the sinks; a second call does nothing."""

@@ -391,6 +391,13 @@ class LogWriter:
         else:
             self._drop()
 
+    def tokens(self, events: list[TokenEvent]) -> None:
+        """As `token`, of many that came together."""
+        room = self._queue_limit - len(self._queue)
+        self._queue.extend(events if len(events) <= room else events[: max(0, room)])
+        for _ in range(len(events) - max(0, room)):
+            self._drop()
+
     def event(self, event: MutableMapping[str, Any]) -> None:
         """Hand over one event with at least `event`; the mapping is the writer's from here on. `time_ns` is set when missing."""
         event.setdefault("time_ns", time.time_ns())

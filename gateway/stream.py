@@ -68,8 +68,31 @@ class OddChunk(Chunk):
     """A chunk of which a part had another shape than OpenAI's and was not understood. Passed on, never stored."""
 
 
+class _PlainDelta(Struct, gc=False):
+    """A delta that says nothing but content: whatever else is not null is refused."""
+
+    content: str | None = None
+    refusal: None = None
+    reasoning_content: None = None
+    reasoning: None = None
+    tool_calls: None = None
+    function_call: None = None
+
+
+class _PlainChoice(Struct, gc=False):
+    delta: _PlainDelta
+    index: int = 0
+    message: None = None
+    text: None = None
+    finish_reason: str | None = None
+
+
+class _PlainChunk(Struct, gc=False):
+    choices: list[_PlainChoice]
+
+
 _decoder = msgspec.json.Decoder(Chunk)
-_list_decoder = msgspec.json.Decoder(list[Chunk])
+_plain_decoder = msgspec.json.Decoder(list[_PlainChunk])
 _REFUSED = (msgspec.ValidationError, UnicodeEncodeError)
 """What msgspec says to another shape. To quote a string that holds a lone surrogate, it fails to encode it."""
 
@@ -253,7 +276,7 @@ class Tap:
     def burst(self, events: bytes) -> Burst | None:
         """As `event`, of whole events that came together, read in one go; None, and nothing is noted, unless all are plain.
 
-        Plain is `data: {...}` and a blank line, without an error and with no usage but a null at the end.
+        Plain is `data: {...}` and a blank line, deltas of content, without an error and with no usage but a null at the end.
         """
         if not (events.startswith(b"data: {") and events.endswith(b"}\n\n")) or b'"error"' in events:
             return None
@@ -264,27 +287,15 @@ class Tap:
             bare = events.replace(_EVENT_NULL_USAGE, b"}\n\n")
         datas = bare[6:-2].split(b"\n\ndata: ")
         try:
-            chunks = _list_decoder.decode(b"[%b]" % b",".join(datas))
+            chunks = _plain_decoder.decode(b"[%b]" % b",".join(datas))
         except msgspec.MsgspecError:
             return None
         if len(chunks) != len(datas):
             return None
-        texts: list[tuple[int, str]] = []
-        for chunk in chunks:
-            for choice in chunk.choices or ():
-                index, said = choice.index, choice.delta
-                self.choices.add(index)
-                if choice.finish_reason is not None:
-                    self.finish_reasons[index] = choice.finish_reason
-                if (
-                    said is not None
-                    and said.tool_calls is said.refusal is said.reasoning_content is None
-                    and (type(said.content) is str and said.function_call is said.reasoning is None and not choice.text)
-                ):
-                    if said.content:
-                        texts.append((index, said.content))
-                elif text := text_of(choice):
-                    texts.append((index, text))
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        self.choices.update([choice.index for choice in choices])
+        self.finish_reasons.update([(one.index, one.finish_reason) for one in choices if one.finish_reason is not None])
+        texts = [(choice.index, text) for choice in choices if (text := choice.delta.content)]
         if self.kept is not None:
             for data in datas:
                 self._keep(data)
