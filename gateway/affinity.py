@@ -103,6 +103,17 @@ class Affinity:
         )
         return [(row[0], _made(row[1:])) for row in rows]
 
+    async def purge(self, *, tenant: str | None, class_: str | None, dry_run: bool) -> int:
+        """Forget where things are kept, of a tenant, a class, both, or all; how many. Raises Unavailable as `find` does.
+
+        What upstreams keep stays there; nobody can ask for it through the gateway any more.
+        """
+        where, values = "(? is null or tenant = ?) and (? is null or class = ?)", (tenant, tenant, class_, class_)
+        rows = await self._read(f"select count(*) from kept where {where}", values)  # noqa: S608 - as above
+        if not dry_run:
+            await self._read(f"delete from kept where {where} returning 1", values)  # noqa: S608 - as above
+        return int(rows[0][0])
+
     async def aclose(self) -> None:
         """Write what is waiting, then close the file."""
         with suppress(RuntimeError):
@@ -131,7 +142,8 @@ class Affinity:
             raise Unavailable(said, code="state_unavailable", should_retry=False) from None
 
     def _select(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
-        return self._open().execute(statement, values).fetchall()
+        with self._open() as connection:
+            return connection.execute(statement, values).fetchall()
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

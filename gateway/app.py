@@ -49,12 +49,14 @@ from gateway.metrics import Counts, Metrics
 from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
 from gateway.process import EXIT_UNUSABLE
+from gateway.purge import Selector, Subject
 from gateway.redact import Redactor
 from gateway.responses import Store
 from gateway.responses.redis import SharedStore
 from gateway.responses.seal import Seal
 from gateway.responses.serve import Responses
 from gateway.responses.store import ResponseStore
+from gateway.spoken import Spoken
 from gateway.tokens import Counter
 from gateway.transfers.judge import Parts
 from gateway.transfers.kept import Kept
@@ -88,7 +90,8 @@ class Front:
         self.problems: dict[str, str] = {}
         """Why a worker process is not ready, by worker name; front workers too."""
         self.uplink = uplink
-        self.writer = _log_writer(self.config, start.name)
+        self.spoken = Spoken()
+        self.writer = _log_writer(self.config, start.name, self.spoken)
         self.emit = logs.configure(self.writer, self.config.logs.level)
         self._later = self.writer.later if self.config.logs.level in {"debug", "info"} else _unwanted
         self.clients = self._model_clients(start.sockets)
@@ -98,7 +101,9 @@ class Front:
         self.upstreams = self._upstreams()
         self.health = HealthView(unavailable=self._unavailable, off=self._is_off, clock=time.monotonic)
         routes = {f"{option.upstream}/{option.model}" for option in self.generation.catalogue.options()}
-        self.metrics = Metrics(routes=routes, upstreams=self.config.upstreams, log=self.writer)
+        self.metrics = Metrics(
+            routes=routes, upstreams=self.config.upstreams, log=self.writer, output_secrets=lambda: self.spoken.n_found
+        )
         self.keys = Keys(
             KeyFile(self.config.state_dir / "keys.json"),
             (*configured_keys(self.config), _admin(start.admin_sha256)),
@@ -156,9 +161,11 @@ class Front:
     def _cache(self) -> Cache:
         cache = self.config.cache
         url = redis_url(self.config)
-        shared = Shared(url, on_purged=self._forget) if url else Off()
-        semantic = self.semantic if cache.enabled and cache.semantic else Off()
-        return Cache(exact=Exact(cache.exact_max_bytes), shared=shared, semantic=semantic, ttl_s=cache.ttl_s)
+        exact, semantic = Exact(cache.exact_max_bytes), self.semantic if cache.enabled and cache.semantic else Off()
+        if not url:
+            return Cache(exact=exact, shared=Off(), semantic=semantic, ttl_s=cache.ttl_s)
+        shared = Shared(url, on_purged=self._forget, position=self.config.state_dir / "cache" / "purges.heard")
+        return Cache(exact=exact, shared=shared, semantic=semantic, ttl_s=cache.ttl_s, on_settled=shared.settled)
 
     def _store(self) -> Store:
         url = redis_url(self.config)
@@ -277,7 +284,7 @@ def _admin(sha256: str) -> StoredKey:
     return StoredKey(id="local", label="local operator", sha256=sha256, scopes=("admin", "audit"))
 
 
-def _log_writer(config: Config, segment: str) -> LogWriter:
+def _log_writer(config: Config, segment: str, spoken: Spoken) -> LogWriter:
     settings = config.logs
     return LogWriter(
         None if settings.stdout else config.logs_folder,
@@ -288,6 +295,7 @@ def _log_writer(config: Config, segment: str) -> LogWriter:
         on_full=settings.on_full,
         queue_limit=settings.queue_limit,
         count_tokens=_counter(config).count,
+        between=spoken,
     )
 
 
@@ -296,13 +304,36 @@ def _counter(config: Config) -> Counter:
     return Counter(config.root / folder if folder else None)
 
 
+async def purge_state(front: Front, wanted: Selector, *, dry_run: bool, by: str) -> dict[str, int]:
+    """Erase what is meant from everything but the log files; how much of each. One place that fails is told last.
+
+    Cached answers are not told apart by subject: all of its tenant and class go. Raises Unavailable.
+    """
+    subject = Subject(wanted.subject).stands_in_json if wanted.subject is not None else None
+    tenant, class_ = wanted.tenant, wanted.class_
+    works = {"cache": front.cache.purge(tenant, wanted.model, class_, dry_run=dry_run)}
+    if wanted.model is None:
+        store = front.responses.store
+        works["responses"] = store.purge(tenant=tenant, class_=class_, subject=subject, dry_run=dry_run)
+        if subject is None:
+            works["affinity"] = front.affinity.purge(tenant=tenant, class_=class_, dry_run=dry_run)
+    results = dict(zip(works, await asyncio.gather(*works.values(), return_exceptions=True), strict=True))
+    counts = {place: found for place, found in results.items() if not isinstance(found, BaseException)}
+    if not dry_run:
+        front.emit("data.purged", by=f"key:{by}", selector=wanted.told(), erased=counts)
+    for result in results.values():
+        if isinstance(result, BaseException):
+            raise result
+    return counts
+
+
 def create_app(front: Front) -> ASGIApp:
     """The application: raw hot routes, ordinary handlers for the rest, every failure in OpenAI's envelope."""
     handlers: list[Any] = [_hot_route(front.edge), *(_mounted(front.edge, prefix) for prefix in paths.MOUNTS)]
     handlers += ops.routes(
         config=front.config,
         keys=front.keys,
-        cache=front.cache,
+        purge_state=partial(purge_state, front),
         pipeline=front.pipeline,
         emit=front.emit,
         ready=front.ready,

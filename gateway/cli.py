@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,7 @@ from gateway import __version__
 from gateway.config import CLASSES, Config
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.policy_cli import load_policies, policy
+from gateway.purge_cli import purge
 from gateway.terminal import load_config, show, with_config, with_json
 from gateway.wire import ENDPOINTS
 
@@ -173,6 +174,7 @@ def _explained_now(
     judged = facts.judge(
         request,
         classes=generation.classes,
+        detector=generation.detector,
         max_scan_chars=config.server.max_scan_chars,
         tenant=principal.tenant,
         key_label=principal.label,
@@ -407,42 +409,6 @@ def models_list(path: Path | None) -> None:
 
 @cli.command()
 @with_config
-@click.option("--tenant", help="Only answers given to this tenant.")
-@click.option("--model", help="Only answers of this public model name.")
-@click.option("--class", "class_", type=click.Choice(CLASSES), help="Only answers to requests of this class.")
-@click.option("--all", "everything", is_flag=True, help="Every answer.")
-@click.option("--dry-run", is_flag=True, help="Count only.")
-def purge(path: Path | None, tenant: str | None, model: str | None, class_: str | None, everything: bool, dry_run: bool) -> None:
-    """Forget cached answers, in memory and on disk, of the gateway that runs with this config."""
-    if not everything and not (tenant or model or class_):
-        raise click.UsageError("say which answers: --tenant, --model, --class, or --all")
-    asked = {"tenant": tenant, "model": model, "class": class_, "dry_run": dry_run}
-    said = _ask_server(
-        load_config(path), "/v1/gateway/purge", {name: value for name, value in asked.items() if value is not None}
-    )
-    click.echo(f"{said['purged']} stored copies {'would be ' if dry_run else ''}purged")
-
-
-def _ask_server(config: Config, path: str, body: dict[str, Any]) -> Any:
-    """Ask the running gateway as its operator. Raises ConfigError when none runs."""
-    import httpx
-
-    known = config.state_dir / "run" / "server.json"
-    try:
-        server = json.loads(known.read_bytes())
-        headers = {"authorization": f"Bearer {server['admin_key']}"}
-        response = httpx.post(server["url"] + path, json=body, headers=headers, timeout=30, trust_env=False)
-    except (OSError, ValueError, KeyError, httpx.HTTPError):
-        message = "no gateway answers that was started with this config; start it: gateway serve"
-        raise ConfigError([Problem(str(known), message)]) from None
-    answer = response.json()
-    if response.status_code != 200:
-        raise ConfigError([Problem(server["url"], answer["error"]["message"])])
-    return answer
-
-
-@cli.command()
-@with_config
 @with_json
 @click.argument("url", default="")
 @click.option("--key", envvar="OPENAI_API_KEY", show_envvar=True, help="With URL: the key to ask with.")
@@ -495,6 +461,7 @@ def _state_dir(path: Path | None) -> Path | None:
 
 
 cli.add_command(policy)
+cli.add_command(purge)
 
 
 def main() -> None:

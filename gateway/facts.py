@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway import national_ids, privacy, recognisers, tasks
+from gateway import national_ids, privacy, recognisers, tasks, terms
 from gateway.config import CLASSES, Class
 from gateway.errors import InvalidRequest, did_you_mean
 from gateway.tasks import Task, task_of
@@ -70,6 +70,7 @@ def judge(
     *,
     query: str = "",
     classes: Mapping[str, Class],
+    detector: privacy.Detector = privacy.DETECTOR,
     max_scan_chars: int,
     tenant: str,
     key_label: str,
@@ -85,7 +86,7 @@ def judge(
     `with_task`: whether anybody asks for the task.
     Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
-    scan = privacy.scan((request.data, query), max_chars=max_scan_chars)
+    scan = privacy.scan((request.data, query), max_chars=max_scan_chars, detector=detector)
     found_class = cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
     floor = max(class_floor, asked_class(headers), key=_RANK.__getitem__)
@@ -97,7 +98,7 @@ def judge(
         found=tuple(sorted(scan.kinds)) if scan.kinds else (),
         tenant=tenant,
         key_label=key_label,
-        tags=_tags(headers["x-gateway-tags"]) if "x-gateway-tags" in headers else (),
+        tags=_tags(headers["x-gateway-tags"], detector) if "x-gateway-tags" in headers else (),
         stream=request.stream,
         tools="tools" in request.needs,
         images="images" in request.needs,
@@ -117,9 +118,10 @@ def judge(
 
 
 @cache
-def detector() -> str:
+def detector_version() -> str:
     """What finds sensitive text, as 8 digits: they change whenever its code does. Logged, since `found` hangs on it."""
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (privacy, recognisers, national_ids))
+    modules = (privacy, recognisers, national_ids, terms)
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(code).hexdigest()[:8]
 
 
@@ -154,17 +156,20 @@ MAX_TAGS = 64
 """Of more, those that come first in the header count."""
 
 
-def loggable(word: str) -> str:
+def loggable(word: str, detector: privacy.Detector = privacy.DETECTOR) -> str:
     """The word itself, or WITHHELD when anything sensitive is found in it: words about a request are logged whatever its class.
 
     About 4 µs a word; what is longer than any tag or id should be cut before.
     """
-    return WITHHELD if word and privacy.find(word) else word
+    try:
+        return WITHHELD if word and detector.find(word) else word
+    except Exception:  # noqa: BLE001 - a detector that fails has not said that the word may be shown
+        return WITHHELD
 
 
-def _tags(header: str) -> tuple[str, ...]:
+def _tags(header: str, detector: privacy.Detector) -> tuple[str, ...]:
     words = [word for part in header.split(",") if (word := part.strip())]
-    return tuple(sorted({loggable(word) for word in words[:MAX_TAGS]}))
+    return tuple(sorted({loggable(word, detector) for word in words[:MAX_TAGS]}))
 
 
 def _milliseconds(text: str) -> int | None:

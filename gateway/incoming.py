@@ -10,6 +10,7 @@ from msgspec import Struct
 from gateway import dialects
 from gateway.auth import Principal
 from gateway.facts import loggable
+from gateway.privacy import DETECTOR, Detector
 
 FORWARDED_HEADERS = ("openai-beta", "idempotency-key", "x-client-request-id", "traceparent", "tracestate")
 """Client headers that travel to external upstreams. Its key never does."""
@@ -17,11 +18,11 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2: digits alone, so a detector of numbers would find some in it by chance."""
 
 
-def _may_travel(name: str, value: str) -> bool:
+def _may_travel(name: str, value: str, detector: Detector) -> bool:
     """Headers are no part of what is classed: one in which anything sensitive is found stays here."""
     if name == "traceparent":
         return _TRACEPARENT.fullmatch(value) is not None
-    return value.isascii() and value.isprintable() and len(value) <= 4096 and loggable(value) == value
+    return value.isascii() and value.isprintable() and len(value) <= 4096 and loggable(value, detector) == value
 
 
 class Incoming(Struct, frozen=True, kw_only=True):
@@ -40,12 +41,16 @@ class Incoming(Struct, frozen=True, kw_only=True):
     id: str = ""
     """The stored response that the path names."""
     method: str = "POST"
+    detector: Detector = DETECTOR
+    """What says whether a header may travel."""
 
     def forwarded(self, more: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
         """The client's headers that travel. One with sensitive text, or no header of ours, stays here."""
         headers = self.headers
         found = [name for name in (*FORWARDED_HEADERS, *more) if name in headers]
-        return tuple([(name, headers[name]) for name in found if _may_travel(name, headers[name])]) if found else ()
+        if not found:
+            return ()
+        return tuple([(name, headers[name]) for name in found if _may_travel(name, headers[name], self.detector)])
 
     @property
     def forwarded_query(self) -> str:

@@ -44,6 +44,8 @@ class TokenEvent(NamedTuple):
     upstream: str
     source: str
     choice: int
+    said: str = ""
+    """The text whatever may be logged: it is searched for credentials on the log's thread, and never written."""
 
 
 class Later(NamedTuple):
@@ -105,6 +107,8 @@ class Record(Struct, frozen=True, kw_only=True):
     overhead_ms: float = 0.0
     """Time spent in the gateway itself before the first attempt left: parse, scan, decide, look up."""
     events: int = 0
+    secrets_out: int = 0
+    """Credentials in the answer; known to the log alone, which reads what was said after it went out."""
     cosine: float | None = None
     client_request_id: str = ""
 
@@ -191,6 +195,7 @@ class Ledger:
         # In the order of TokenEvent's fields: by name it would cost three times as much.
         event = (
             time.time_ns(), self.request_id, self._index, ms, n_tokens, shown, chars, self._upstream, self._source, choice,
+            text,
         )  # fmt: skip
         self._on_token(_new_tuple(TokenEvent, event))
         self._index += 1
@@ -209,7 +214,7 @@ class Ledger:
         columns = zip(
             repeat(time.time_ns(), len(texts)), repeat(self.request_id), count(self._index), repeat(ms), repeat(0),
             words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source),
-            [choice for choice, _ in texts],
+            [choice for choice, _ in texts], words,
         )  # fmt: skip
         self._on_tokens(list(map(TokenEvent._make, columns)))
         self._index += len(texts)

@@ -7,6 +7,7 @@ mean. The schema is docs/logs.md and docs/log-schema.json.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
@@ -105,6 +107,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             "one event that carried content passed to the client",
             fields=("request_id", "index", "ms", "n_tokens", "upstream", "source", "choice", "chars"),
         ),
+        "output.secret_found": Event(
+            "the answer held credentials; they are masked in the log", fields=("request_id", "kind", "count"), level="warning"
+        ),
         "request.closed": Event("the request ended; its whole record", fields=("request_id", "endpoint", "ending", "status")),
         "gateway.started": Event("the supervisor runs", lifecycle=True),
         "gateway.stopped": Event("the supervisor ended in order", lifecycle=True),
@@ -113,6 +118,12 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "policy.activated": Event("a policy is in force from here on", lifecycle=True, fields=("policy",)),
         "policy.refused": Event(
             "changed policies were refused; the last good ones stay", lifecycle=True, fields=("reason",), level="error"
+        ),
+        "data.purged": Event(
+            "what was kept was erased; by whom, what was meant, and how much",
+            lifecycle=True,
+            fields=("by", "selector", "erased"),
+            level="warning",
         ),
         "log.failed": Event(
             "a log sink cannot be written (on standard error)", lifecycle=True, fields=("reason",), level="error"
@@ -194,12 +205,19 @@ class _Files:
         self._size = 0
 
     def write(self, block: bytes, at: int) -> int:
-        if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:
+        # A purge takes a file away under the same lock: what is written is in the file that it read, or in the next one.
+        if not self._held():
             at = block.rfind(b"\n", 0, at) + 1
-            self.open()
+            self._begin()
+        try:
+            return self._write(block, at)
+        finally:
+            self._let_go()
+
+    def _write(self, block: bytes, at: int) -> int:
         end = self._room(block, at)
         if end == at:
-            self.open()
+            self._begin()
             end = self._room(block, at)
         try:
             wrote = os.write(self._fd, memoryview(block)[at:end])
@@ -210,6 +228,22 @@ class _Files:
             raise
         self._size += wrote
         return at + wrote
+
+    def _held(self) -> bool:
+        """Lock the file that is open; False when there is none, or it was deleted."""
+        if self._fd < 0:
+            return False
+        self._lock()
+        return os.fstat(self._fd).st_nlink > 0
+
+    def _lock(self) -> None:
+        with suppress(OSError):  # a file system without locks has no purge of a running log either
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            with suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _room(self, block: bytes, at: int) -> int:
         """Where in `block` this file must end: at the last line that fits, or after the one line that is begun or too long."""
@@ -224,6 +258,11 @@ class _Files:
 
     def open(self) -> None:
         """Begin the next file, readable by its owner alone, and remove the oldest above `keep_files`. Raises OSError."""
+        self._begin()
+        self._let_go()
+
+    def _begin(self) -> None:
+        """As `open`, and keep it locked."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Never an older stamp or a smaller number than before: the name says which file is the oldest.
         self._stamp = max(self._stamp, time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
@@ -237,6 +276,7 @@ class _Files:
                 continue
         self.close()
         self._fd, self._size = fd, 0
+        self._lock()
         self._prune(path)
 
     def _prune(self, current: Path) -> None:
@@ -269,6 +309,35 @@ class _Stdout:
         """Standard output is not ours to close."""
 
 
+class Between(Protocol):
+    """Looks at what is to be written; for the log's thread."""
+
+    @property
+    def waiting(self) -> int:
+        """Lines it holds back."""
+        ...
+
+    def through(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """What may be written now of what was held back and of this batch."""
+        ...
+
+    def rest(self) -> Sequence[Any]:
+        """All that was held back: nothing more comes."""
+        ...
+
+
+class _Straight:
+    """Nothing between."""
+
+    waiting = 0
+
+    def through(self, batch: Sequence[Any]) -> Sequence[Any]:
+        return batch
+
+    def rest(self) -> Sequence[Any]:
+        return ()
+
+
 class LogWriter:
     """A thread that writes log lines; `token`, `event` and `closed` append for it and cost the caller no encoding.
 
@@ -277,7 +346,7 @@ class LogWriter:
     when `queue_limit` lines wait is dropped and counted in `dropped`. `on_full="refuse"` makes `healthy` say so early enough
     that new requests can be refused and the running ones still find room; `"drop"` serves on.
     `count_tokens(text, upstream)` gives (tokens, estimated) for events whose source did not count; it runs on the thread.
-    `keep_files=0` keeps every file.
+    `keep_files=0` keeps every file. `between` may hold lines back, of one request in their order.
 
     Raises ConfigError when a folder is given that cannot be written and `on_full` is "refuse".
     """
@@ -293,8 +362,10 @@ class LogWriter:
         on_full: Literal["refuse", "drop"],
         queue_limit: int,
         count_tokens: Callable[[str, str], tuple[int, bool]],
+        between: Between | None = None,
     ) -> None:
         self.dropped = 0
+        self._between = between or _Straight()
         self._on_full = on_full
         self._queue_limit = queue_limit
         self._count_tokens = count_tokens
@@ -383,14 +454,16 @@ class LogWriter:
         self._wake.set()
         self._thread.join(timeout_s + 2 * RETRY_S)
         self._fault = "the log is closed"
-        return len(self._queue) + self._block.count(b"\n", min(self._written, default=0))
+        return len(self._queue) + self._between.waiting + self._block.count(b"\n", min(self._written, default=0))
 
     def _drop(self) -> None:
         with self._lock:
             self.dropped += 1
 
     def _run(self) -> None:
-        while self._stop_at is None or ((self._block or self._queue) and time.monotonic() < self._stop_at):
+        while self._stop_at is None or (
+            (self._block or self._queue or self._between.waiting) and time.monotonic() < self._stop_at
+        ):
             if self._stop_at is None:
                 self._wake.wait(WAKE_S)
                 self._wake.clear()
@@ -402,12 +475,12 @@ class LogWriter:
             sink.close()
 
     def _drain(self) -> None:
-        while self._block or self._queue:
+        while self._block or self._queue or (self._stop_at is not None and self._between.waiting):
             if not self._block:
                 batch = self._queue[: min(max(BATCH_LINES, len(self._queue) // 8), MOST_BATCH_LINES)]
                 del self._queue[: len(batch)]
                 self._written = [0] * len(self._sinks)
-                self._block = self._encode(batch)
+                self._block = self._encode(self._between.through(batch) if batch else self._between.rest())
             for number, sink in enumerate(self._sinks):
                 try:
                     while self._written[number] < len(self._block):
@@ -469,7 +542,7 @@ class LogWriter:
             return self._unencodable(item, error)
 
     def _token_line(self, item: TokenEvent) -> _Token:
-        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice = item
+        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
         line = _Token(self._clock(time_ns), "token", request_id, index, round(ms, 3), n_tokens, upstream, source, choice, chars)
         if text is not None:
             line.text = text

@@ -85,6 +85,7 @@ class Sums(Struct, array_like=True):
     log_dropped: int = 0
     redacted: dict[str, int] = field(default_factory=dict)
     altered: int = 0
+    output_secrets: int = 0
 
 
 class State(Struct, array_like=True):
@@ -128,8 +129,16 @@ class Metrics:
     For one thread, the event loop's. `routes` and `upstreams` are the configured names; `log` is asked when counting ends.
     """
 
-    def __init__(self, *, routes: Iterable[str], upstreams: Iterable[str], log: LogState) -> None:
+    def __init__(
+        self,
+        *,
+        routes: Iterable[str],
+        upstreams: Iterable[str],
+        log: LogState,
+        output_secrets: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._log = log
+        self._output_secrets = output_secrets
         self._counts = Counts()
         self._endpoints: set[str] = set()
         self.configured(routes=routes, upstreams=upstreams)
@@ -178,6 +187,7 @@ class Metrics:
     def counts(self) -> Counts:
         """All that was counted so far. Not a copy: encode it, or add it up, before anything else is counted."""
         self._counts.sums.log_dropped = self._log.dropped
+        self._counts.sums.output_secrets = self._output_secrets()
         self._counts.state.log_queued = self._log.queued
         return self._counts
 
@@ -204,6 +214,8 @@ def _families(counts: Counts) -> Iterator[Metric]:
     altered = "Placeholders that models gave back altered, and that were not restored."
     yield _counter("gateway_placeholders_altered", altered, (), {(): sums.altered})
     yield _counter("gateway_log_dropped", "Log lines lost because the queue was full.", (), {(): sums.log_dropped})
+    secrets = {(): sums.output_secrets}
+    yield _counter("gateway_output_secrets", "Credentials in what models said, masked in the log.", (), secrets)
     duration = {(name,): route.duration for name, route in sums.routes.items()}
     yield _histogram("gateway_request_duration_seconds", "From opening to closing.", ("route",), SECONDS, duration)
     ttft = {(name,): route.ttft for name, route in sums.routes.items()}

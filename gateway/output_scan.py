@@ -37,6 +37,8 @@ class Masked(Struct, frozen=True):
 
     text: str
     n_found: int = 0
+    pieces: tuple[tuple[int, str], ...] = ()
+    """The same in pieces, each with how many characters of the answer it stands for: as many as it has, unless it was masked."""
 
 
 class OutputScan:
@@ -48,6 +50,16 @@ class OutputScan:
         self._to_the_end = False
         self._key_left = 0
 
+    @property
+    def masks(self) -> bool:
+        """Whether what comes next belongs to a credential that has begun."""
+        return self._to_the_end or self._key_left > 0
+
+    @property
+    def window(self) -> str:
+        """What the next delta is read behind: text in which something may begin that it ends."""
+        return self._before + self._held
+
     def feed(self, delta: str) -> Masked:
         """What is sure after this delta: perhaps nothing, perhaps also what was held back before."""
         return self._release(self._held + delta, last=False)
@@ -56,23 +68,31 @@ class OutputScan:
         """What was still held back."""
         return self._release(self._held, last=True)
 
+    def passed(self, delta: str, *, last: bool = False) -> int:
+        """As `feed` or `finish` where the caller knows that nothing `SUSPECT` stands in `window` and this; how much is sure."""
+        text = self._held + delta
+        place = len(text) if last else max(text.rfind(" "), text.rfind("\n")) + 1
+        if len(text) - place >= HOLD_CHARS:
+            place = len(text) - HOLD_CHARS + 1
+        self._before = (self._before + text[:place])[-_CONTEXT_CHARS:]
+        self._held = text[place:]
+        return place
+
     def _release(self, text: str, *, last: bool) -> Masked:
-        out: list[str] = []
+        pieces: list[tuple[int, str]] = []
         place = n_found = 0
         while place < len(text):
             match = _WORD.match(text, place)
             if match is None:
-                out.append(self._blank(text[place]))
+                pieces.append((1, self._blank(text[place])))
                 place += 1
                 continue
             if match.end() == len(text) and len(match[0]) < HOLD_CHARS and not last:
                 break
-            shown, n_masked = self._word(match[0])
-            out.append(shown)
-            n_found += n_masked
+            n_found += self._word(match[0], pieces)
             place = match.end()
         self._held = text[place:]
-        return Masked("".join(out), n_found)
+        return Masked("".join([shown for _, shown in pieces]), n_found, tuple(pieces))
 
     def _blank(self, sign: str) -> str:
         self._to_the_end = False
@@ -82,35 +102,41 @@ class OutputScan:
         self._key_left -= 1
         return ""
 
-    def _word(self, word: str) -> tuple[str, int]:
-        """A word as it may be shown, and how many credentials begin in it."""
+    def _word(self, word: str, pieces: list[tuple[int, str]]) -> int:
+        """Add a word as it may be shown; how many credentials begin in it."""
         before = self._before
         self._note(word)
         if self._key_left:
             ended = _KEY_ENDS.search(before + word, max(0, len(before) - 64))
             self._key_left = 0 if ended else max(0, self._key_left - len(word))
-            return "", 0
+            pieces.append((len(word), ""))
+            return 0
         if self._to_the_end:
-            return "", 0
+            pieces.append((len(word), ""))
+            return 0
         if len(word) < _LEAST_CHARS:
-            return word, 0
+            pieces.append((len(word), word))
+            return 0
         begins = _KEY_BEGINS.search(before + word, max(0, len(before) - 64))
         if begins and begins.end() > len(before) and not _KEY_ENDS.search(before + word, begins.end()):
             self._key_left = _KEY_CHARS
-            return word[: max(0, begins.start() - len(before))] + MASK, 1
-        return self._masked(before, word)
+            start = max(0, begins.start() - len(before))
+            pieces += (start, word[:start]), (len(word) - start, MASK)
+            return 1
+        return self._masked(before, word, pieces)
 
-    def _masked(self, before: str, word: str) -> tuple[str, int]:
-        out: list[str] = []
+    def _masked(self, before: str, word: str, pieces: list[tuple[int, str]]) -> int:
         place = n_found = 0
         for finding in locate(before + word):
             start, end = max(finding.start - len(before), place), finding.end - len(before)
             if finding.kind == "secret" and end > place:
-                out += word[place:start], MASK
+                pieces.append((start - place, word[place:start]))
                 rest = _REST.match(word, end)
                 place, n_found = rest.end() if rest else end, n_found + 1
+                pieces.append((place - start, MASK))
         self._to_the_end = place == len(word) == HOLD_CHARS
-        return "".join(out) + word[place:], n_found
+        pieces.append((len(word) - place, word[place:]))
+        return n_found
 
     def _note(self, text: str) -> None:
         self._before = (self._before + text)[-_CONTEXT_CHARS:]

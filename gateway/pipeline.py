@@ -32,6 +32,7 @@ from gateway.policy import sizes
 from gateway.policy.decide import decide, pin, policy_for
 from gateway.policy.decision import Decision, Health, Option
 from gateway.policy.generation import Generation
+from gateway.privacy import Detector
 from gateway.redact import Redactor
 from gateway.reply import Reply
 from gateway.responses.recall import Recall
@@ -98,6 +99,11 @@ class Pipeline:
             headers=self._headers,
         )
 
+    @property
+    def detector(self) -> Detector:
+        """What finds sensitive text now, the customer's words of the policies in force among it."""
+        return self._generation().detector
+
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
         generation = self._generation()
@@ -133,8 +139,15 @@ class Pipeline:
                 call = await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
             if not decision.redact or option.zone == "local":
                 return call
-            tenant, most = facts.tenant, self._config.server.max_scan_chars
-            return await masked(call, self._redactor, upstream=option.upstream, tenant=tenant, max_chars=most, ledger=ledger)
+            return await masked(
+                call,
+                self._redactor,
+                upstream=option.upstream,
+                tenant=facts.tenant,
+                max_chars=self._config.server.max_scan_chars,
+                detector=generation.detector,
+                ledger=ledger,
+            )
 
         try:
             opened = await self._dispatch.open(decision, prepare, ledger)
@@ -251,6 +264,7 @@ class Pipeline:
             request,
             query=unquote_plus(query) if (query := incoming.forwarded_query) else "",
             classes=generation.classes,
+            detector=generation.detector,
             max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,
@@ -407,7 +421,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
         "limits": decision.limits,
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,
-        "detector": facts_of.detector(),
+        "detector": facts_of.detector_version(),
         "classifier": facts_of.classifier(facts),
     }
 

@@ -71,9 +71,10 @@ def check(path: Path | None, folder: Path | None, as_json: bool) -> None:
         }
         for one in generation.policies.values()
     ]
+    terms = [{"terms": kind, "class": generation.classes[kind], "words": len(words)} for kind, words in generation.terms.items()]
     notes = [str(note) for note in generation.notes]
     if as_json:
-        show_json({"hash": generation.hash, "policies": policies, "reach": reach, "notes": notes})
+        show_json({"hash": generation.hash, "policies": policies, "terms": terms, "reach": reach, "notes": notes})
         return
     table = Table("policy", "file", "limits", "routes", "tests", box=None)
     for row in policies:
@@ -84,6 +85,12 @@ def check(path: Path | None, folder: Path | None, as_json: bool) -> None:
         table.add_row(class_, ", ".join(names) or "nobody: such requests are refused")
     click.echo()
     show(table)
+    if terms:
+        table = Table("terms", "class", "words", box=None)
+        for row in terms:
+            table.add_row(*map(str, row.values()))
+        click.echo()
+        show(table)
     for note in notes:
         click.echo(f"note: {note}")
     click.echo(f"policies @{generation.hash}: ok")

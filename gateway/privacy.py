@@ -14,14 +14,16 @@ import secrets
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from hashlib import blake2b
-from itertools import pairwise, repeat
+from itertools import accumulate, pairwise, repeat
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway.recognisers import CONTEXT_BYTES, FAMILIES, GROUP, KINDS, SEPARATOR, Family, Kind, Rule, term_family
+from gateway.recognisers import CONTEXT_BYTES, FAMILIES, GROUP, KINDS, SEPARATOR, Family, Kind, Rule
+from gateway.terms import Terms
 
 try:
     import re2
@@ -29,8 +31,21 @@ except ImportError:
     re2 = None
 
 __all__ = [
-    "CLASSES", "DETECTOR", "KINDS", "Detector", "Finding", "Kind", "Scan",
-    "classify", "find", "highest", "locate", "normalise", "scan",
+    "CLASSES",
+    "DETECTOR",
+    "KINDS",
+    "Detector",
+    "Finding",
+    "Kind",
+    "Scan",
+    "classify",
+    "find",
+    "highest",
+    "locate",
+    "normalise",
+    "scan",
+    "suspects",
+    "with_terms",
 ]  # fmt: skip
 
 CLASSES = ("public", "internal", "confidential", "restricted")
@@ -235,7 +250,7 @@ def compile_with_re2(pattern: bytes) -> Gate:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.log_errors = False
-    options.max_mem = 64 << 20
+    options.max_mem = 256 << 20
     gate: Gate = re2.compile(pattern, options)
     return gate
 
@@ -245,19 +260,32 @@ def compile_with_re(pattern: bytes) -> Gate:
     return re.compile(pattern)
 
 
+class _Gates:
+    """The table of recognisers, compiled by one engine."""
+
+    def __init__(self, compiled: Callable[[bytes], Gate]) -> None:
+        families = FAMILIES
+        self.any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in families))
+        self.families = tuple((compiled(family.gate), family, {rule.kind for rule in family.rules}) for family in families)
+        self.plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
+        extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
+        self.extra = {pattern: compiled(pattern) for pattern in extra if pattern}
+        self.behind = {rule.after: re.compile(rule.after) for family in families for rule in family.rules if rule.after}
+
+
+_compiled_gates = cache(_Gates)
+
+
 class Detector:
-    """The table of recognisers with its gates compiled by one engine. Shared by all requests: only what it remembers changes."""
+    """Recognisers, and a customer's words. Shared by all requests: only what it remembers changes."""
 
     def __init__(self, *, with_re2: bool = re2 is not None, terms: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
-        """`terms` maps further kinds to words and phrases that are found as they are, in any case of letters."""
-        families = (*FAMILIES, *(term_family(kind, map(normalise, words)) for kind, words in terms.items()))
+        """`terms` maps further kinds to words and phrases; compiling them takes about 15 µs a word."""
         compiled = compile_with_re2 if with_re2 else compile_with_re
-        self._any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in families))
-        self._families = tuple((compiled(family.gate), family, {rule.kind for rule in family.rules}) for family in families)
-        self._plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
-        extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
-        self._extra = {pattern: compiled(pattern) for pattern in extra if pattern}
-        self._behind = {rule.after: re.compile(rule.after) for family in families for rule in family.rules if rule.after}
+        gates = _compiled_gates(compiled)
+        self._any, self._families, self._plain = gates.any, gates.families, gates.plain
+        self._extra, self._behind = gates.extra, gates.behind
+        self._terms = Terms({kind: map(normalise, words) for kind, words in terms.items()}, compiled) if terms else None
         self._verdicts = _Verdicts()
 
     def find(self, text: str) -> list[Finding]:
@@ -306,17 +334,23 @@ class Detector:
 
     def _kinds(self, data: bytes, since: int) -> frozenset[str]:
         hot = self._hot(data)
-        if not hot:
+        if not hot and self._terms is None:
             return _NOTHING
         done: set[str] = set()
         for kind, _, _ in self._search(data, hot, since, done):
             done.add(kind)
+        for kind, _, end in self._terms.find(data) if self._terms is not None else ():
+            if end > since:
+                done.add(kind)
         return frozenset(done)
 
     def _findings(self, data: bytes, since: int) -> list[Finding]:
         """Findings that end behind the first `since` bytes, which are context, by place in what follows them."""
         spans: list[tuple[str, int, int]] = []
-        for kind, start, end in sorted(set(self._search(data, self._hot(data), since, set()))):
+        found = set(self._search(data, self._hot(data), since, set()))
+        if self._terms is not None:
+            found.update(one for one in self._terms.find(data) if one[2] > since)
+        for kind, start, end in sorted(found):
             if spans and spans[-1][0] == kind and start < spans[-1][2]:
                 spans[-1] = (kind, spans[-1][1], max(end, spans[-1][2]))
             else:
@@ -501,6 +535,40 @@ def _chars(data: bytes, places: Iterable[int]) -> dict[int, int]:
 
 
 DETECTOR = Detector()
+"""What finds the kinds of the table, and no customer's words."""
+
+
+def with_terms(terms: Mapping[str, Iterable[str]]) -> Detector:
+    """What also finds these words, by kind."""
+    return Detector(terms=terms) if terms else DETECTOR
+
+
+@cache
+def _gate_of(kind: str) -> Gate:
+    gates = [family.gate for family in FAMILIES if any(rule.kind == kind for rule in family.rules)]
+    compiled = compile_with_re if re2 is None else compile_with_re2
+    return compiled(b"|".join(b"(?:" + gate + b")" for gate in gates))
+
+
+def suspects(kind: str, texts: list[str]) -> set[int]:
+    """Which of these texts are worth a search for this kind, by index: of all others it is sure that they hold none.
+
+    One pass over all together, about a nanosecond for two bytes.
+    """
+    gate = _gate_of(kind)
+    whole = SEPARATOR.join(texts)
+    data = _encode(normalise(whole))
+    match = gate.search(data, 0, len(data))
+    if match is None:
+        return set()
+    plain = len(data) == len(whole)
+    ends = list(accumulate((len(text) if plain else len(_encode(normalise(text)))) + 1 for text in texts))
+    found = set()
+    while match is not None:
+        index = min(bisect_right(ends, match.start()), len(texts) - 1)
+        found.add(index)
+        match = gate.search(data, ends[index], len(data)) if ends[index] < len(data) else None
+    return found
 
 
 def find(text: str) -> list[Finding]:

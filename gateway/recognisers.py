@@ -17,7 +17,7 @@ import hashlib
 import ipaddress
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.national_ids import GENERAL_WORDS, SCHEMES, Scheme, luhn_valid
@@ -99,7 +99,7 @@ def _digits(text: bytes) -> str:
     return "".join(chr(byte) for byte in text if 48 <= byte <= 57)
 
 
-def _stands_alone(text: bytes, end: int) -> bool:
+def stands_alone(text: bytes, end: int) -> bool:
     """Whether no ASCII letter or digit follows. Scripts written without spaces make their letters borders."""
     return end >= len(text) or text[end] not in _ALNUM
 
@@ -151,7 +151,7 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
         if len(digits) > 19:
             break
         usual = len(digits) >= least and (named or len(shape) == 1 or shape in _CARD_SHAPES)
-        if usual and _stands_alone(text, group.end()) and luhn_valid(digits) and _issued(digits, named=named):
+        if usual and stands_alone(text, group.end()) and luhn_valid(digits) and _issued(digits, named=named):
             found = match.start(), group.end()
     return found
 
@@ -216,7 +216,7 @@ def _iban(match: Match) -> Span | None:
     if length is None:
         return None
     body = _IBAN_BODY[length].match(match.string, match.start())
-    if body is None or not _stands_alone(body.string, body.end()):
+    if body is None or not stands_alone(body.string, body.end()):
         return None
     return body.span() if iban_valid(re.sub(rb"[^0-9A-Za-z]", b"", body[0]).decode().upper()) else None
 
@@ -443,7 +443,7 @@ def _id_end(token: Match, named: tuple[Scheme, ...]) -> int | None:
     """Where the longest number that begins with this token ends."""
     text = token[0].decode()
     for end in range(len(text), 7, -1):
-        whole = text[end - 1].isalnum() and not text[end : end + 1].isalnum() and _stands_alone(token.string, token.start() + end)
+        whole = text[end - 1].isalnum() and not text[end : end + 1].isalnum() and stands_alone(token.string, token.start() + end)
         if whole and any(_is_number_of(scheme, text[:end]) for scheme in named):
             return token.start() + end
     return None
@@ -757,17 +757,3 @@ FAMILIES = (
     Family(_KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))", _ASSIGNMENT_RULES[1:], far=True, wordy=True),
 )
 """Every rule there is, in no order that matters."""
-
-
-def term_family(kind: str, words: Iterable[str]) -> Family:
-    """A customer's own words as a family: found whole, in any case of ASCII letters, others as written, small or large."""
-    forms = {form.strip() for word in words for form in (word, word.lower(), word.upper()) if form.strip()}
-    shapes = sorted((b"(?i:" + _literal(form) + b")" for form in forms), key=len, reverse=True)
-    gate = b"|".join(shapes) or b"[^\\x00-\\xff]"
-    return Family(gate, (Rule(kind, re.compile(_OPEN + b"(?:" + gate + b")" + _SHUT)),))
-
-
-def _literal(text: str) -> bytes:
-    """The bytes themselves as a pattern that both engines read alike; a blank stands for any run of white space."""
-    signs = (bytes((byte,)) for byte in text.encode("utf-8", "surrogatepass"))
-    return b"".join(sign if sign.isalnum() else b"[ \\t\\r\\n]{1,3}" if sign == b" " else b"\\x%02x" % sign[0] for sign in signs)

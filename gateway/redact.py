@@ -169,19 +169,17 @@ class Masked(NamedTuple):
 class Redactor:
     """Masks for one gateway. Another, with a key of its own, gives a conversation another nonce: that costs a cached prompt."""
 
-    def __init__(self, path: Path, *, detector: privacy.Detector = privacy.DETECTOR) -> None:
+    def __init__(self, path: Path) -> None:
         """`path` is the key's file; it is read, or made, when it is first needed."""
         self._path = path
-        self._detector = detector
         self._key = b""
 
-    def mask(self, body: bytes, *, tenant: str, max_chars: int) -> Masked:
+    def mask(self, body: bytes, *, tenant: str, max_chars: int, detector: privacy.Detector = privacy.DETECTOR) -> Masked:
         """The body without anything that the detector finds; the same body where there is nothing.
 
         Raises Unmaskable where something would be left, the way back would not be exact, or the key cannot be had, and
         whatever the detector raises. Takes time with the body's length.
         """
-        detector = self._detector
         data = json.loads(body)
         _check_shape(data)
         vault = Vault(self._nonce(data, tenant), json_answer=_wants_json(data))

@@ -24,7 +24,7 @@ from rich.text import Text
 from gateway import catalog, tasks
 from gateway.config import CLASSES, Class
 from gateway.errors import ConfigError
-from gateway.facts import Facts, detector
+from gateway.facts import Facts, detector_version
 from gateway.ledger import Usage
 from gateway.logs import MASK
 from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin
@@ -169,6 +169,7 @@ class _Past:
         self.generation = generation
         self.options = {option.name: option for option in generation.catalogue.options()}
         self.same_classes = generation.classes == now.classes
+        self.same_terms = generation.terms == now.terms
         self.same_rules = generation.hash == now.hash
 
 
@@ -237,8 +238,10 @@ class Replayer:
         for asked in self._asked:
             if asked not in raw:
                 return f"the policy asks for {asked.decode()[:-1]}, which was not logged yet"
-        if line.detector != detector():
+        if line.detector != detector_version():
             return f"the detector has changed since ({line.detector or 'not logged'})"
+        if not past.same_terms:
+            return "the customer terms have changed since"
         if self._now.asks_task and line.classifier != tasks.version():
             return (
                 "the task was not worked out then"

@@ -32,16 +32,19 @@ Key = tuple[Any, ...]
 """What a channel is known by within its stream."""
 
 
-async def masked(call: Call, redactor: Redactor, *, upstream: str, tenant: str, max_chars: int, ledger: Ledger) -> Call:
+async def masked(
+    call: Call, redactor: Redactor, *, upstream: str, tenant: str, max_chars: int, detector: privacy.Detector, ledger: Ledger
+) -> Call:
     """The call with nothing in it that the detector finds, and its Vault.
 
     Raises Forbidden where that cannot be had, whatever the cause: then nothing may leave for this upstream.
     """
 
     def mask() -> Call:
-        if privacy.scan(unquote_plus(call.path), max_chars=max_chars).kinds:
+        asked = privacy.scan(unquote_plus(call.path), max_chars=max_chars, detector=detector)
+        if asked.kinds or asked.failed or asked.oversize:
             raise Unmaskable("the query of its URL cannot be masked")
-        body, vault = redactor.mask(call.body, tenant=tenant, max_chars=max_chars)
+        body, vault = redactor.mask(call.body, tenant=tenant, max_chars=max_chars, detector=detector)
         return replace(call, body=body, vault=vault)
 
     try:

@@ -347,7 +347,7 @@ def _bound(listener: socket.socket, address: Any, *, shared: bool = False) -> so
     return listener
 
 
-def _lock(config: Config) -> IO[bytes]:
+def hold_state(config: Config) -> IO[bytes]:
     """Make the state folder this gateway's own. Raises ConfigError when it cannot be written or another gateway uses it."""
     folder = config.state_dir
     try:
@@ -398,7 +398,7 @@ def _first_generation(config: Config, store: Store) -> tuple[Generation, str]:
 
 def serve(config: Config) -> int:
     """Run the gateway until it is told to stop; the exit status. Raises ConfigError when it cannot start."""
-    lock = _lock(config)
+    lock = hold_state(config)
     try:
         configured_keys(config)
         redis_url(config)

@@ -35,6 +35,17 @@ async def test_an_id_is_nothing_without_its_tenant(opened):
     assert (await table.find("b", "resp_1"), await table.find("a", "resp_1")) == (None, MADE)
 
 
+async def test_a_purge_forgets_what_matches(opened):
+    """By tenant and class; a dry run counts and keeps, and what was remembered just before counts."""
+    table = opened()
+    table.remember("a", "resp_1", MADE)
+    table.remember("b", "file_1", MADE, kind="file")
+    assert await table.purge(tenant="a", class_=MADE.class_, dry_run=True) == 1
+    assert await table.purge(tenant="a", class_=MADE.class_, dry_run=False) == 1
+    assert await table.find("a", "resp_1") is None
+    assert await table.purge(tenant=None, class_=None, dry_run=False) == 1
+
+
 async def test_it_outlives_the_process_and_nobody_else_reads_it(opened, tmp_path):
     """What was remembered just before the end is there after it, in a file of its owner's."""
     table = opened()

@@ -4,13 +4,16 @@ import pytest
 from front import Client, body
 
 from gateway import wire
+from gateway.auth import Principal
 from gateway.facts import MAX_TAGS, WITHHELD, judge, loggable
+from gateway.incoming import Incoming
+from gateway.privacy import with_terms
 
 CARD = "4111111111111111"
 
 
-def tags(header):
-    request = wire.read("chat/completions", b'{"model":"m","messages":[{"role":"user","content":"x"}]}')
+def judged(content, header, **more):
+    request = wire.read("chat/completions", b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % content.encode())
     common = {
         "classes": {},
         "max_scan_chars": 100,
@@ -20,7 +23,11 @@ def tags(header):
         "seed": "r",
         "now": 0,
     }
-    return judge(request, headers={"x-gateway-tags": header}, **common).tags
+    return judge(request, headers={"x-gateway-tags": header}, **{**common, **more})
+
+
+def tags(header):
+    return judged("x", header).tags
 
 
 @pytest.mark.parametrize("word", [CARD, "job-" + CARD, "ann@example.com", "for:ann@example.com"])
@@ -59,3 +66,24 @@ async def test_an_id_with_sensitive_text_is_withheld_from_the_record(world, sent
 def test_ids_as_they_are_made_stay_readable(id_):
     """They are what an operator looks for in the log."""
     assert loggable(id_) == id_
+
+
+def test_a_customers_words_count_in_tags_and_headers():
+    """What stands in the log whatever the class, and what travels as a header, is searched for the customer's words too."""
+    detector = with_terms({"projects": ["Blue Heron"]})
+    facts = judged("blue heron", "blue-heron,ci", classes={"projects": "confidential"}, detector=detector)
+    assert (facts.class_, facts.found, facts.tags) == ("confidential", ("projects",), (WITHHELD, "ci"))
+    key = Principal(key_id="k", label="k", tenant="t", scopes=("chat",))
+    headers = {"idempotency-key": "blue heron 7", "openai-beta": "assistants=v2"}
+    incoming = Incoming(endpoint="chat/completions", body=b"", headers=headers, principal=key, detector=detector)
+    assert incoming.forwarded() == (("openai-beta", "assistants=v2"),)
+
+
+def test_a_detector_that_fails_withholds_the_word():
+    """What could not be searched is not shown, and costs no request its answer."""
+
+    class Failing:
+        def find(self, text):
+            raise RuntimeError(text)
+
+    assert loggable("ci", Failing()) == WITHHELD

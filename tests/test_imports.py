@@ -18,9 +18,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"national_ids"},
     {"errors", "sse", "recognisers", "files", "process", "ledger", "patience", "literals"},
+    {"terms"},
     {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan", "redact"},
+    {"spoken"},
     {"facts", "auth", "weights", "affinity"},
+    {"purge"},
     {"cache", "local"},
     {"policy", "upstreams"},
     {"health", "catalog", "explain", "restore"},
@@ -31,7 +34,7 @@ LAYERS = (
     {"transfers"},
     {"http"},
     {"app", "supervisor", "bench", "flows", "terminal"},
-    {"policy_cli"},
+    {"policy_cli", "purge_cli"},
     {"cli"},
     {"__main__"},
 )
@@ -44,7 +47,7 @@ OWNERS = {
     "litestar": {"app", "http.*"},
     "uvicorn": {"app", "http.door", "http.lane"},
     "uvloop": {"app", "bench.upstream"},
-    "httpx": {"upstreams.openai", "cli"},  # the command line asks the running gateway one question
+    "httpx": {"upstreams.openai", "purge_cli"},  # the command line asks the running gateway one question
     "redis": {"cache.redis", "responses.redis"},
     "cryptography": {"responses.seal"},
     "faiss": {"cache.index"},
@@ -68,14 +71,14 @@ DELAYED = HEAVY | {"uvloop", "matplotlib"}
 WORKER_PROTOCOL = {"cache.frames", "local.frames", "local.parameters"}
 """What an upstream may know of the worker folders: the shapes that cross the socket, and the check before it."""
 
-COMMANDS = {"cli", "policy_cli", "terminal"}
+COMMANDS = {"cli", "policy_cli", "purge_cli", "terminal"}
 """The command line, which imports what a command needs when it runs."""
 
 ROOTS_ONLY = {
     "upstreams.echo", "upstreams.local", "upstreams.openai", "cache.off", "cache.redis", "cache.semantic", "responses.redis",
     "responses.store",
 }  # fmt: skip
-"""Concrete parts that app.py alone names."""
+"""Concrete parts that app.py alone names, and the command that erases in their files when no gateway runs."""
 
 
 class Import(NamedTuple):
@@ -195,13 +198,13 @@ def test_no_module_imports_itself_through_others():
 
 def test_roots_of_processes_are_not_imported():
     """What a process starts from is imported by the command line at most, so that no process drags in another."""
-    allowed = {("cli", "supervisor"), ("__main__", "cli")}
+    allowed = {("cli", "supervisor"), ("purge_cli", "supervisor"), ("__main__", "cli")}
     assert offences(OURS, lambda found: found.target in PROCESSES and (found.by, found.target) not in allowed) == []
 
 
 def test_only_the_composition_root_names_concrete_parts():
     """Pipeline and dispatch see protocols: app.py alone imports a concrete upstream or tier."""
-    assert offences(OURS, lambda found: found.target in ROOTS_ONLY and found.by != "app") == []
+    assert offences(OURS, lambda found: found.target in ROOTS_ONLY and found.by not in {"app", "purge_cli"}) == []
 
 
 def test_upstreams_know_neither_policy_nor_cache():

@@ -440,7 +440,7 @@ def test_the_level_is_kept(configured, tmp_path):
 
 
 SAMPLES = {"facts": {}, "health": {}, "order": ["a/b"], "removed": [], "limits": [], "refusal": None}
-SAMPLES |= {"failed_s": 0.5, "count": 1, "tier": "exact", "redact": True}
+SAMPLES |= {"selector": {}, "erased": {"cache": 1}, "failed_s": 0.5, "count": 1, "tier": "exact", "redact": True}
 
 
 @pytest.mark.parametrize("name", sorted(EVENTS))

@@ -25,8 +25,8 @@ def body(*texts, **fields):
     return json.dumps({"model": "m", "messages": messages, **fields}).encode()
 
 
-def mask(redactor, payload, *, tenant="t", max_chars=1 << 20):
-    return redactor.mask(payload, tenant=tenant, max_chars=max_chars)
+def mask(redactor, payload, *, tenant="t", max_chars=1 << 20, **more):
+    return redactor.mask(payload, tenant=tenant, max_chars=max_chars, **more)
 
 
 def contents(masked):
@@ -81,7 +81,7 @@ def test_a_detector_that_misses_on_the_way_back_is_noticed(tmp_path):
             return super().locate(text, before=before)[:1]
 
     with pytest.raises(Unmaskable, match="card would be left"):
-        mask(Redactor(tmp_path / "key", detector=Blind()), body(MAIL, CARD))
+        mask(Redactor(tmp_path / "key"), body(MAIL, CARD), detector=Blind())
 
 
 def test_the_key_is_the_owners_alone_and_stays(tmp_path):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gateway import pipeline
 from gateway.errors import ConfigError, Problem
-from gateway.facts import detector
+from gateway.facts import detector_version
 from gateway.logs import LogWriter, segment_files
 from gateway.policy.decide import decide, pin
 from gateway.policy.decision import Health
@@ -33,7 +33,7 @@ def line(made, request, health, *, pinned=None, id_="req_1", **changes):
     decision = decide(made, "p0", request, health)
     if pinned:
         decision = pin(decision, pinned)
-    fields = pipeline.decided(request, decision, health) | {"detector": detector(), "pinned": pinned}
+    fields = pipeline.decided(request, decision, health) | {"detector": detector_version(), "pinned": pinned}
     head = {"time": "2026-11-23T06:38:35.074197Z", "event": "route.decided", "level": "info", "request_id": id_}
     return msgspec.json.encode(head | fields | changes) + b"\n"
 
@@ -134,6 +134,7 @@ TAGGED = generation('[[limit]]\nname = "t"\nwhen = { tags = "x" }\ncache = "off"
 CAPPED = generation('[[limit]]\nname = "c"\nmax_cost = 1\n', options=OPTIONS)
 TASKED = generation('[[route]]\nname = "code"\nwhen = { task = "code" }\nuse = ["home"]\n' + LAST_ROUTE, options=OPTIONS)
 CODE = facts(task="code")
+TERMS = generation('[[terms]]\nname = "t"\nclass = "internal"\nwords = ["Acme"]\n', options=OPTIONS)
 EMAIL = facts(class_="restricted", found=("email",))
 
 
@@ -148,6 +149,7 @@ EMAIL = facts(class_="restricted", found=("email",))
         (TASKED, line(OPEN, CODE, {}, classifier="0000"), "the classifier has changed since (0000)"),
         (TASKED, without(line(OPEN, CODE, {}), "task"), 'asks for "task", which was not logged'),
         (CAPPED, without(line(OPEN, facts(), {}), "choices"), 'asks for "choices", which was not logged'),
+        (TERMS, line(OPEN, facts(), {}), "the customer terms have changed"),
         (OPEN, line(OPEN, facts(tenant="[masked]"), {}), "a fact was masked"),
         (LOWERED, without(line(OPEN, EMAIL, {}), "class_floor"), "its class may be lower now"),
     ],

@@ -65,6 +65,7 @@ def prices(config_path: Path) -> Iterator[Price]:
         return facts.judge(
             request,
             classes=generation.classes,
+            detector=generation.detector,
             max_scan_chars=settings.server.max_scan_chars,
             tenant="default",
             key_label="bench",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,12 +23,17 @@ from redis.exceptions import RedisError
 
 from gateway.cache import Entry, Hit, Miss, Scope
 from gateway.errors import Unavailable
+from gateway.files import write_atomically
 
 _SCAN_COUNT = 1_000
 _RECONNECT_S = 1.0
 _BLOCK_MS = 500
 _PURGES_KEPT = 10_000
+_CLOCKS_APART_S = 60.0
+"""How far the clocks of Redis and of this machine may differ: a purge of that time before the start is heard again."""
+_NOTHING_YET = b"0-0"
 _ABSENT = "*"
+_STREAM_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class _Kept(Struct, frozen=True):
@@ -64,7 +71,9 @@ class Shared:
         pause_s: float = 1.0,
         on_purged: Purged | None = None,
         clock: Callable[[], float] = time.time,
+        position: Path | None = None,
     ) -> None:
+        """`position` is a file that outlives the process: up to which purge `settled` was told that all is forgotten."""
         self._redis: Any = aioredis.Redis.from_url(
             url, protocol=2, socket_connect_timeout=1.0, socket_timeout=max(2.0, timeout_s)
         )
@@ -74,6 +83,9 @@ class Shared:
         self._on_purged = on_purged
         self._clock = clock
         self._sender = uuid.uuid4().hex
+        self._position = position
+        self._since_ms = int((clock() - _CLOCKS_APART_S) * 1000)
+        self._heard = b""
         self._quiet_until = 0.0
         self._problem: str | None = None
         self._decoder = msgspec.msgpack.Decoder(_Kept)
@@ -143,7 +155,7 @@ class Shared:
         return self._problem
 
     async def run(self) -> None:
-        """Follow the purges of other processes. They are kept in a stream, so that none is lost while we are cut off."""
+        """Follow the purges of other processes. They are kept in a stream: none is lost while we are cut off or not yet there."""
         last: bytes | None = None
         task = asyncio.current_task()
         # redis-py 8.1 can swallow a cancellation that arrives while it looks whether a connection is still good; so we ask.
@@ -155,15 +167,44 @@ class Shared:
         raise asyncio.CancelledError
 
     async def _follow(self, last: bytes | None) -> bytes:
-        """Hear what was purged after `last`, waiting a little for it; None starts at the newest. Returns where to go on."""
+        """Hear what was purged after `last`, waiting a little; None: where the last process ended. Returns where to go on."""
         if last is None:
-            newest = await self._redis.xrevrange(self._stream, count=1)
-            return newest[0][0] if newest else b"0-0"
+            return await self._begin()
         for _, messages in await self._redis.xread({self._stream: last}, block=_BLOCK_MS):
             for at, fields in messages:
                 await self._hear(fields)
-                last = at
+                last = self._heard = at
         return last
+
+    async def _begin(self) -> bytes:
+        """From where to hear purges. What was stored before this process began may be older than one made meanwhile.
+
+        When Redis no longer knows of the purge that was heard last, others may be lost with it: then all is forgotten.
+        """
+        known = self._noted()
+        if known is None:
+            older = await self._redis.xrevrange(self._stream, max=f"{self._since_ms}-0", count=1)
+            known = older[0][0] if older else _NOTHING_YET
+        elif known != _NOTHING_YET and not await self._redis.xrevrange(self._stream, max=known, count=1):
+            if self._on_purged is not None:
+                await self._on_purged(None, None, None)
+            known = _NOTHING_YET
+        self._heard = known
+        await self.settled()
+        return known
+
+    async def settled(self) -> None:
+        """Everything that was heard so far is forgotten in every tier: a later process need not hear it again."""
+        if self._position is not None and self._heard:
+            with suppress(OSError):
+                await asyncio.to_thread(write_atomically, self._position, self._heard)
+
+    def _noted(self) -> bytes | None:
+        try:
+            noted = self._position.read_bytes() if self._position is not None else b""
+        except OSError:
+            return None
+        return noted if _STREAM_ID.fullmatch(noted) else None
 
     async def _hear(self, fields: dict[bytes, bytes]) -> None:
         """Pass on one purge; one that cannot be read is taken for a purge of everything."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -27,13 +27,22 @@ class Cache:
     """Three tiers in order. One instance a front worker; `run` keeps their connections."""
 
     def __init__(
-        self, *, exact: Exact, shared: Tier, semantic: Tier, ttl_s: float = 3_600.0, clock: Callable[[], float] = time.time
+        self,
+        *,
+        exact: Exact,
+        shared: Tier,
+        semantic: Tier,
+        ttl_s: float = 3_600.0,
+        clock: Callable[[], float] = time.time,
+        on_settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`on_settled` is awaited when every purge that was heard of is done in every tier."""
         self._exact = exact
         self._shared = shared
         self._semantic = semantic
         self._ttl_s = ttl_s
         self._clock = clock
+        self._on_settled = on_settled
         self._pending: set[asyncio.Task[bool]] = set()
         self._owed: deque[tuple[str | None, str | None, str | None]] = deque()
         self._owes = asyncio.Event()
@@ -133,6 +142,8 @@ class Cache:
             self._owed.popleft()
             if not self._owed:
                 self._owes.clear()
+                if self._on_settled is not None:
+                    await self._on_settled()
 
     def problems(self) -> tuple[str, ...]:
         """What keeps a tier from answering now; empty when all is well."""

@@ -126,8 +126,9 @@ class Edge:
 
     async def _serve(self, target: paths.Target | None, scope: Mapping[str, Any], exchange: Exchange, ledger: Ledger) -> None:
         headers = header_map(scope)
+        detector = self._pipeline.detector
         if "x-client-request-id" in headers:
-            ledger.note(client_request_id=loggable(_printable(headers["x-client-request-id"])))
+            ledger.note(client_request_id=loggable(_printable(headers["x-client-request-id"]), detector))
         if target is None:
             raise paths.unknown(scope["method"], scope["path"])
         endpoint = ledger.endpoint = target.endpoint(scope["method"])
@@ -157,6 +158,7 @@ class Edge:
             query=scope.get("query_string", b"").decode("latin-1"),
             id=target.id,
             method=scope["method"],
+            detector=detector,
         )
         async with Departure(exchange) as departure:
             if uploads:

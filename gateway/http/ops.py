@@ -9,16 +9,17 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
 from litestar import HttpMethod, Request, Response, get, post, route
 
 from gateway.auth import Keys, as_if, bearer
-from gateway.cache.tiers import Cache
 from gateway.config import CLASSES, Config, LocalUpstream
 from gateway.errors import InvalidRequest, NotFound, did_you_mean
 from gateway.http.inference import header_map, request_id
 from gateway.ledger import Ledger
 from gateway.local.parameters import CHAT, COMPLETIONS, EMBEDDINGS, TABLE
 from gateway.pipeline import Incoming, Pipeline
+from gateway.purge import Selector
 from gateway.wire import ENDPOINTS
 
 State = dict[str, Any]
@@ -58,7 +59,7 @@ def routes(
     *,
     config: Config,
     keys: Keys,
-    cache: Cache,
+    purge_state: Callable[..., Awaitable[dict[str, int]]],
     pipeline: Pipeline,
     emit: Callable[..., None],
     ready: Callable[[], tuple[bool, State]],
@@ -107,26 +108,29 @@ def routes(
 
     @post("/v1/gateway/purge", status_code=200)
     async def purge(request: Request[Any, Any, Any]) -> State:
-        """Forget cached answers. Scope `admin`; body: any of tenant, model, class, and dry_run."""
-        keys.principal(bearer(header_map(request.scope))).require("admin")
+        """Erase what this gateway holds, but for its log files. Scope `admin`; body: a selector, and dry_run."""
+        principal = keys.principal(bearer(header_map(request.scope)))
+        principal.require("admin")
         asked = await request.json()
-        known = {"tenant", "model", "class", "dry_run"}
+        known = (*(field.encode_name for field in msgspec.structs.fields(Selector)), "dry_run")
         for name in asked if isinstance(asked, dict) else ["(body)"]:
             if name not in known:
                 raise InvalidRequest(f'unknown field "{ascii(name)[1:-1]}"{did_you_mean(name, known)}', param=name)
         if asked.get("class") not in {None, *CLASSES}:
             raise InvalidRequest(f"unknown class{did_you_mean(str(asked['class']), CLASSES)}", param="class")
-        count = await cache.purge(
-            tenant=asked.get("tenant"),
-            model=asked.get("model"),
-            class_=asked.get("class"),
-            dry_run=bool(asked.get("dry_run", False)),
-        )
-        return {"purged": count, "dry_run": bool(asked.get("dry_run", False))}
+        dry_run = bool(asked.pop("dry_run", False))
+        try:
+            wanted = msgspec.convert(asked, Selector)
+        except msgspec.ValidationError:
+            raise InvalidRequest("tenant, class, model and subject are words, in quotes.") from None
+        if wanted.subject is not None and sum(map(str.isalnum, wanted.subject)) < 2:
+            raise InvalidRequest("subject needs two letters or digits at least.", param="subject")
+        counts = await purge_state(wanted, dry_run=dry_run, by=principal.label)
+        return {"purged": sum(counts.values()), "dry_run": dry_run, "counts": counts}
 
     @post("/v1/route", status_code=200, request_max_body_size=config.server.max_body_bytes)
     async def explain(request: Request[Any, Any, Any]) -> Response[State]:
-        """Where an ordinary body would go and why; nobody is called. Scope `admin`; of the query it takes DRY_RUN_WORDS."""
+        """Where an ordinary body would go and why; nobody is called. Scope `admin`; the query takes `DRY_RUN_WORDS`."""
         headers = header_map(request.scope)
         principal = keys.principal(bearer(headers))
         principal.require("admin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -15,7 +16,9 @@ from gateway.errors import ConfigError, Problem, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Condition, Known, covering, parse
 from gateway.policy.decision import CacheMode, Option
+from gateway.privacy import normalise
 from gateway.recognisers import KINDS
+from gateway.terms import LEAST_SIGNS, MOST_CHARS
 from gateway.tomlfile import KeyPath, TomlFile
 
 Words = str | tuple[str, ...]
@@ -127,6 +130,19 @@ class LogBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Highest class whose text may be logged. The lowest over all files wins; when no file says so, no text is logged."""
 
 
+class TermsBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One `[[terms]]`: your own words, found in every request whatever policy routes it."""
+
+    name: str
+    """The kind they are found as: letters, digits, `-` and `_`; unique over all files, and no kind of the detector's own."""
+    class_: Class = msgspec.field(name="class")
+    """Class of a request that holds one of them; it can only raise a request's class."""
+    words: tuple[str, ...] = ()
+    """Words and phrases, found whole and in any case of letters."""
+    file: str | None = None
+    """A text file in the policy folder, `*.txt`, with one word or phrase a line; lines that begin with `#` are left out."""
+
+
 class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
@@ -135,6 +151,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     classes: dict[Class, tuple[str, ...]] = {}
     """By class: the kinds of finding that put a request into it. A kind that no file names is `restricted`."""
     log: LogBlock = LogBlock()
+    terms: tuple[TermsBlock, ...] = ()
     limit: tuple[LimitBlock, ...] = ()
     route: tuple[RouteBlock, ...] = ()
     test: tuple[TestBlock, ...] = ()
@@ -152,12 +169,16 @@ class Document(Struct, frozen=True):
 
 
 class Vocabulary(Struct, frozen=True):
-    """The names that config.toml defines, which a policy may mention."""
+    """What a policy may mention: the names that config.toml defines, and what stands beside it in the folder."""
 
     models: tuple[str, ...]
     """Public names."""
     upstreams: tuple[str, ...]
     options: tuple[Option, ...]
+    terms: tuple[str, ...] = ()
+    """Names of the `[[terms]]` of all files."""
+    lists: Mapping[str, str] = MappingProxyType({})
+    """The text files beside the policies, by name."""
 
     def places(self) -> list[str]:
         """What a route may `use`: upstreams, and upstream/model."""
@@ -165,7 +186,7 @@ class Vocabulary(Struct, frozen=True):
 
     def facts(self) -> Known:
         """The words that can occur in a fact."""
-        return {**FIXED_WORDS, "model": self.models, "found": KIND_NAMES}
+        return {**FIXED_WORDS, "model": self.models, "found": (*KIND_NAMES, *self.terms)}
 
 
 _ABSENT: Mapping[str, str] = MappingProxyType(
@@ -197,6 +218,7 @@ def read(name: str, text: str, vocabulary: Vocabulary) -> Document:
         raise ConfigError(sorted(problems, key=_line_and_column)) from None
     problems += _name_faults(file, shape)
     problems += _class_faults(file, shape)
+    problems += _terms_faults(file, shape, vocabulary)
     problems += _limit_faults(file, shape, vocabulary)
     if not problems:
         problems += _unreachable(file, shape)
@@ -274,6 +296,53 @@ def _class_faults(file: TomlFile, shape: Shape) -> Iterator[Problem]:
             elif kind in seen:
                 yield file.problem(here, f'the kind "{kind}" is {seen[kind]} already; keep one of the two')
             seen.setdefault(kind, class_)
+
+
+def _terms_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Iterator[Problem]:
+    """Names every fault by its place, never by the word: messages are logged."""
+    for index, block in enumerate(shape.terms):
+        here: KeyPath = ("terms", index)
+        if not _NAME.fullmatch(block.name):
+            yield file.problem((*here, "name"), "the name of terms is made of letters, digits, - and _")
+        elif block.name in KIND_NAMES:
+            yield file.problem((*here, "name"), f'"{block.name}" is a kind that the detector finds by itself; take another name')
+        if block.file is not None and block.file not in vocabulary.lists:
+            hint = did_you_mean(block.file, vocabulary.lists)
+            yield file.problem((*here, "file"), f'no list "{block.file}" stands in the policy folder{hint}; it must end in .txt')
+        elif not block.words and not listed(vocabulary.lists.get(block.file or "", "")):
+            yield file.problem(here, f'the terms "{block.name}" name nothing; give words, or a file that has some')
+        for item, word in enumerate(block.words):
+            if (fault := _word_fault(word)) is not None:
+                yield file.problem((*here, "words", item), fault)
+        if block.file is not None:
+            folder = file.name.rpartition("/")[0]
+            for line, word in listed(vocabulary.lists.get(block.file, "")):
+                if (fault := _word_fault(word)) is not None:
+                    yield Problem(f"{folder}/{block.file}:{line}:1", fault)
+
+
+def terms_names(text: str) -> list[str]:
+    """The names that a file gives its `[[terms]]`, whether or not the rest of it is right."""
+    try:
+        blocks = tomllib.loads(text).get("terms")
+    except tomllib.TOMLDecodeError:
+        return []
+    names = [block.get("name") for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+    return [name for name in names if isinstance(name, str)]
+
+
+def listed(text: str) -> list[tuple[int, str]]:
+    """The words of a list file, each with its line."""
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _word_fault(word: str) -> str | None:
+    if sum(sign.isalnum() for sign in normalise(word)) < LEAST_SIGNS:
+        return f"a term has at least {LEAST_SIGNS} letters or digits; this would be found in nearly every request"
+    if len(word) > MOST_CHARS:
+        return f"a term has at most {MOST_CHARS} characters; take the part that tells"
+    return None
 
 
 def _limit_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Iterator[Problem]:
@@ -421,6 +490,7 @@ def folder_faults(documents: Iterable[Document]) -> Iterator[Problem]:
     """What is wrong between files that are right by themselves: names that must be unique over the folder."""
     policies: dict[str, str] = {}
     limits: dict[str, str] = {}
+    terms: dict[str, str] = {}
     for document in documents:
         file, shape = document.file, document.shape
         if shape.policy in policies:
@@ -431,3 +501,8 @@ def folder_faults(documents: Iterable[Document]) -> Iterator[Problem]:
             if limit.name in limits:
                 yield file.problem(here, f'the limit "{limit.name}" stands at {limits[limit.name]} already; rename one')
             limits.setdefault(limit.name, file.place(here))
+        for index, block in enumerate(shape.terms):
+            here = ("terms", index, "name")
+            if block.name in terms:
+                yield file.problem(here, f'the terms "{block.name}" stand at {terms[block.name]} already; rename one')
+            terms.setdefault(block.name, file.place(here))

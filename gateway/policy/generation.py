@@ -29,8 +29,11 @@ from gateway.policy.document import (
     TestBlock,
     Vocabulary,
     folder_faults,
+    listed,
     read,
+    terms_names,
 )
+from gateway.privacy import with_terms
 
 HASH_DIGITS = 12
 
@@ -202,7 +205,11 @@ class Generation:
         self.catalogue = catalogue
         self.folder = folder
         documents = _documents(files, catalogue, folder)
-        self.hash = _hash(documents, catalogue)
+        self.terms = _terms(documents, files)
+        """By kind: the customer's words. Never logged, and shown to nobody."""
+        self.hash = _hash(documents, catalogue, files)
+        self.detector = with_terms(self.terms)
+        """What finds sensitive text while these policies are in force."""
         self.classes: dict[str, Class] = _classes(documents)
         self.log_text_up_to: Class | None = _log_text_up_to(documents)
         self.asked = frozenset(_asked(documents))
@@ -301,8 +308,8 @@ def load(config: Config, folder: Path) -> Generation:
 
 
 def policy_files(folder: Path) -> list[Path]:
-    """The policy files of a folder, by name; hidden ones (an editor's locks and copies) are not among them."""
-    return sorted(path for path in folder.glob("*.toml") if not path.name.startswith("."))
+    """The policies and word lists of a folder, by name; hidden ones (an editor's locks and copies) are not among them."""
+    return sorted(path for end in ("*.toml", "*.txt") for path in folder.glob(end) if not path.name.startswith("."))
 
 
 def read_folder(folder: Path) -> dict[str, str]:
@@ -318,7 +325,7 @@ def read_folder(folder: Path) -> dict[str, str]:
             problems.append(Problem(f"{folder.name}/{path.name}", f"cannot be read: {error.strerror}"))
         except UnicodeDecodeError:
             problems.append(Problem(f"{folder.name}/{path.name}", "is not UTF-8 text"))
-    if not found and not problems:
+    if not problems and not any(name.endswith(".toml") for name in found):
         problems.append(Problem(str(folder), "holds no policy (*.toml); put at least one with a [[route]] there"))
     if problems:
         raise ConfigError(problems)
@@ -326,12 +333,18 @@ def read_folder(folder: Path) -> dict[str, str]:
 
 
 def lost(old: Generation, new: Generation) -> list[str]:
-    """What a change from `old` to `new` loses, in words: files, named limits, classes lowered, text that may now be logged."""
+    """What a change from `old` to `new` loses, in words: files, limits, terms, classes lowered, text that may now be logged."""
     files = {name: policy.file for name, policy in old.policies.items() if name not in new.policies}
     found = [f'the policy "{name}" ({file})' for name, file in files.items()]
     kept = {limit.name for limit in new.limits}
     found += [f"the {limit.cause}" for limit in old.limits if limit.name not in kept]
-    for kind in sorted({*old.classes, *new.classes}):
+    for kind, words in old.terms.items():
+        gone = len(set(words) - set(new.terms.get(kind, ())))
+        if kind not in new.terms:
+            found.append(f'the terms "{kind}"')
+        elif gone:
+            found.append(f'{gone} of the words of the terms "{kind}"')
+    for kind in sorted(old.classes.keys() & new.classes.keys()):
         before, after = (RANK[generation.classes.get(kind, "restricted")] for generation in (old, new))
         if after < before:
             found.append(f'the class of "{kind}": {CLASSES[before]}, lowered to {CLASSES[after]}')
@@ -345,10 +358,13 @@ def _text_rank(generation: Generation) -> int:
 
 
 def _documents(files: Mapping[str, str], catalogue: Catalogue, folder: str) -> list[Document]:
-    vocabulary = Vocabulary(tuple(catalogue.models), catalogue.upstreams, catalogue.options())
+    policies = sorted((name, text) for name, text in files.items() if not name.endswith(".txt"))
+    lists = {name: text for name, text in files.items() if name.endswith(".txt")}
+    names = tuple(name for _, text in policies for name in terms_names(text))
+    vocabulary = Vocabulary(tuple(catalogue.models), catalogue.upstreams, catalogue.options(), names, lists)
     documents = []
     problems: list[Problem] = []
-    for name, text in sorted(files.items()):
+    for name, text in policies:
         try:
             documents.append(read(f"{folder}/{name}", text, vocabulary))
         except ConfigError as error:
@@ -374,14 +390,25 @@ def _binding_faults(documents: Iterable[Document], catalogue: Catalogue, folder:
             yield Problem(binding.place, f"{names}, but {file} has no [[route]]; add one, or name another policy")
 
 
-def _hash(documents: Iterable[Document], catalogue: Catalogue) -> str:
-    """SHA-256 over what decides: the parsed files without comments and tests, and the catalogue."""
+def _terms(documents: Iterable[Document], files: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for document in documents:
+        for block in document.shape.terms:
+            words = {*block.words, *(word for _, word in listed(files.get(block.file or "", "")))}
+            found[block.name] = tuple(sorted(words))
+    return found
+
+
+def _hash(documents: Iterable[Document], catalogue: Catalogue, files: Mapping[str, str]) -> str:
+    """SHA-256 over what decides: the parsed files without comments and tests, the words of lists, and the catalogue."""
+    used = {block.file for document in documents for block in document.shape.terms if block.file is not None}
+    lists = {name: sorted({word for _, word in listed(files[name])}) for name in used}
     policies = sorted(
         ({key: value for key, value in document.file.data.items() if key != "test"} for document in documents),
         key=lambda data: str(data["policy"]),
     )
     canonical = json.dumps(
-        [policies, catalogue.upstreams, msgspec.to_builtins(catalogue.models)],
+        [policies, catalogue.upstreams, msgspec.to_builtins(catalogue.models), *([lists] if lists else [])],
         sort_keys=True,
         separators=(",", ":"),
     )
@@ -395,7 +422,8 @@ def _classes(documents: Iterable[Document]) -> dict[str, Class]:
         for class_, kinds in document.shape.classes.items():
             for kind in kinds:
                 ranks[kind] = max(ranks.get(kind, 0), RANK[class_])
-    return {kind: CLASSES[ranks.get(kind, RANK["restricted"])] for kind in KIND_NAMES}
+    found: dict[str, Class] = {kind: CLASSES[ranks.get(kind, RANK["restricted"])] for kind in KIND_NAMES}
+    return found | {block.name: block.class_ for document in documents for block in document.shape.terms}
 
 
 def _log_text_up_to(documents: Iterable[Document]) -> Class | None:

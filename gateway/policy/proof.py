@@ -79,7 +79,7 @@ def facts_of(generation: Generation, given: Mapping[str, Any]) -> Facts:
         plain.setdefault("via_chat", ["chat", *flags])
     for bound in ("prompt_tokens_low", "prompt_tokens_high"):
         plain.setdefault(bound, plain.get("prompt_tokens", 0))
-    scanned = scan({"content": given.get("text", "")}, max_chars=MAX_TEXT_CHARS)
+    scanned = scan({"content": given.get("text", "")}, max_chars=MAX_TEXT_CHARS, detector=generation.detector)
     found = {*plain.get("found", ()), *scanned.kinds}
     of_found = [generation.classes.get(kind, "restricted") for kind in found]
     plain["class"] = highest(plain.get("class", "public"), classify(scanned, generation.classes), *of_found)

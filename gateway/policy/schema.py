@@ -20,9 +20,11 @@ _PARTS = (
     document.ExpectBlock,
     document.TestBlock,
     document.LogBlock,
+    document.TermsBlock,
     document.Shape,
 )
 _COMPARED = r"(<=|>=|<|>)\s*"
+_NAME = "^[A-Za-z0-9_-]+$"
 _WORDS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 
 
@@ -31,7 +33,9 @@ def policy_schema() -> dict[str, Any]:
     _, found = msgspec.json.schema_components(_PARTS, ref_template="#/$defs/{name}")
     parts = {name: _without_null(part) for name, part in found.items()}
     for struct in _PARTS:
-        for name, meaning in _meanings(struct).items():
+        written = {field.name: field.encode_name for field in msgspec.structs.fields(struct)}
+        for field, meaning in _meanings(struct).items():
+            name = written[field]
             part = parts[struct.__name__]["properties"][name]
             parts[struct.__name__]["properties"][name] = {"description": meaning, **part}
     for name in ("LimitBlock", "RouteBlock"):
@@ -41,8 +45,11 @@ def policy_schema() -> dict[str, Any]:
     parts["TestBlock"]["properties"]["given"] |= _given()
     parts["LimitBlock"]["anyOf"] = [{"required": [effect]} for effect in document.EFFECTS]
     parts["RouteBlock"]["oneOf"] = [{"required": ["order_by"]}, {"required": ["use"], "properties": {"use": {"minItems": 1}}}]
+    parts["TermsBlock"]["anyOf"] = [{"required": ["words"]}, {"required": ["file"]}]
+    parts["TermsBlock"]["properties"]["name"]["pattern"] = _NAME
+    parts["TermsBlock"]["properties"]["file"]["pattern"] = r"^[^/]+\.txt$"
     whole = parts.pop("Shape")
-    whole["properties"]["policy"]["pattern"] = "^[A-Za-z0-9_-]+$"
+    whole["properties"]["policy"]["pattern"] = _NAME
     kinds = {"type": "array", "items": {"enum": list(document.KIND_NAMES)}}
     whole["properties"]["classes"] |= {"additionalProperties": kinds, "propertyNames": {"enum": list(CLASSES)}}
     return {
@@ -102,7 +109,7 @@ def _accepted(name: str, fact: Fact) -> dict[str, Any]:
         case "number":
             return {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": rf"^{_COMPARED}[0-9]+$"}]}
         case "word" | "words":
-            words = document.KIND_NAMES if name == "found" else FIXED_WORDS.get(name)
+            words = FIXED_WORDS.get(name)
             return {"enum": list(words)} if words else {"type": "string", "pattern": "^[^<>=!]"}
 
 
@@ -112,5 +119,4 @@ def _given() -> dict[str, Any]:
     facts = _without_null(found["Facts"])["properties"]
     names = {"anyOf": [{"type": "string"}, _WORDS]}
     facts |= {"text": {"type": "string"}, "down": names, "off": names}
-    facts["found"] = {"type": "array", "items": {"enum": list(document.KIND_NAMES)}}
     return {"type": "object", "additionalProperties": False, "properties": facts}

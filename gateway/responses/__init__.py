@@ -5,7 +5,7 @@ This file: what a store of responses promises. `store.py` keeps them in one SQLi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from gateway.errors import InvalidRequest, NotFound
@@ -89,8 +89,18 @@ class Store(Protocol):
         """Stored items by their ids, for `item_reference`; those that are not stored are left out."""
         ...
 
-    async def purge(self, *, tenant: str | None = None, class_: str | None = None) -> int:
-        """Forget all responses of a tenant, of a class, of both, or all there are; returns how many."""
+    async def purge(
+        self,
+        *,
+        tenant: str | None = None,
+        class_: str | None = None,
+        subject: Callable[[bytes], bool] | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Forget all responses that match all that is given; returns how many. `dry_run`: only count.
+
+        `subject` says of JSON whether it is about whom is meant; it is asked of the response and of each of its items.
+        """
         ...
 
     async def aclose(self) -> None:

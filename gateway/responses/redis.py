@@ -178,22 +178,42 @@ class SharedStore:
             classes.append(kept.class_)
         return Turns(found, highest(*classes))
 
-    async def purge(self, *, tenant: str | None = None, class_: str | None = None) -> int:
+    async def purge(
+        self,
+        *,
+        tenant: str | None = None,
+        class_: str | None = None,
+        subject: Callable[[bytes], bool] | None = None,
+        dry_run: bool = False,
+    ) -> int:
         """See `Store.purge`. Walks all keys."""
         count = 0
         whose = "*" if tenant is None else _short(tenant)
+        whole = class_ is None and subject is None
         try:
             async for name in self._names(f"{self._prefix}:r:{whose}:*"):
-                kept = _read(await self._redis.get(name)) if class_ is not None else None
-                if class_ is None or (kept is not None and kept.class_ == class_):
-                    count += await self._redis.unlink(name)
+                if not whole and not await self._is_meant(name, class_, subject):
+                    continue
+                count += 1 if dry_run else await self._redis.unlink(name)
             # An item's key leads nowhere without its response; those that are left expire.
-            if class_ is None:
+            if whole and not dry_run:
                 async for name in self._names(f"{self._prefix}:i:{whose}:*"):
                     await self._redis.unlink(name)
         except _FAULTS as error:
             raise _unusable(error) from None
         return count
+
+    async def _is_meant(self, name: bytes, class_: str | None, subject: Callable[[bytes], bool] | None) -> bool:
+        """Whether the response under this key is of the class and about the subject. One that cannot be read is."""
+        kept = _read(await self._redis.get(name))
+        if kept is None:
+            return True
+        if class_ is not None and kept.class_ != class_:
+            return False
+        if subject is None:
+            return True
+        bodies = [kept.body, *(item.body for item in kept.items)]
+        return await asyncio.to_thread(lambda: any(map(subject, bodies)))
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""

@@ -133,9 +133,16 @@ class ResponseStore:
         """Stored items by their ids, for `item_reference`; those that are not stored are left out."""
         return await self._run(_items, self._clock(), ids, tenant) if ids else Turns([], CLASSES[0])
 
-    async def purge(self, *, tenant: str | None = None, class_: str | None = None) -> int:
-        """Forget all responses of a tenant, of a class, of both, or all there are; returns how many."""
-        return await self._run(_purge, tenant, class_, then=_truncate)
+    async def purge(
+        self,
+        *,
+        tenant: str | None = None,
+        class_: str | None = None,
+        subject: Callable[[bytes], bool] | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """See `Store.purge`."""
+        return await self._run(_purge, tenant, class_, subject, dry_run=dry_run, then=None if dry_run else _truncate)
 
     async def aclose(self) -> None:
         """Close the file; called once, after the last call has returned."""
@@ -385,6 +392,25 @@ def _items(db: sqlite3.Connection, now: float, ids: Sequence[str], tenant: str) 
     return Turns(found, highest(*classes))
 
 
-def _purge(db: sqlite3.Connection, tenant: str | None, class_: str | None) -> int:
+def _purge(
+    db: sqlite3.Connection,
+    tenant: str | None,
+    class_: str | None,
+    subject: Callable[[bytes], bool] | None,
+    *,
+    dry_run: bool,
+) -> int:
     where = "(? IS NULL OR tenant = ?) AND (? IS NULL OR class = ?)"
-    return db.execute(f"DELETE FROM responses WHERE {where}", (tenant, tenant, class_, class_)).rowcount  # noqa: S608 - fixed
+    given: tuple[Any, ...] = (tenant, tenant, class_, class_)
+    if subject is None and not dry_run:
+        return db.execute(f"DELETE FROM responses WHERE {where}", given).rowcount  # noqa: S608 - fixed words
+    found = db.execute(f"SELECT rowid, tenant, id, body FROM responses WHERE {where}", given)  # noqa: S608 - fixed words
+    query = "SELECT body FROM items WHERE tenant = ? AND response = ?"
+    rows = [
+        (row,)
+        for row, whose, id_, body in found
+        if subject is None or subject(body) or any(subject(item) for (item,) in db.execute(query, (whose, id_)))
+    ]
+    if not dry_run:
+        db.executemany("DELETE FROM responses WHERE rowid = ?", rows)
+    return len(rows)

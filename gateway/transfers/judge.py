@@ -87,6 +87,7 @@ class Judge:
         facts = facts_of.judge(
             request,
             classes=generation.classes,
+            detector=generation.detector,
             max_scan_chars=self._config.server.max_scan_chars,
             tenant=principal.tenant,
             key_label=principal.label,

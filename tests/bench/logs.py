@@ -28,6 +28,7 @@ import structlog
 
 from gateway.ledger import TokenEvent
 from gateway.logs import LogWriter, segment_files
+from gateway.spoken import Spoken
 from gateway.tokens import Counter
 
 PACE = struct.Struct("<QQ")
@@ -44,6 +45,7 @@ def writer(folder: Path) -> LogWriter:
         on_full="refuse",
         queue_limit=1_000_000,
         count_tokens=Counter(None).count,
+        between=Spoken(),
     )
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from array import array
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -269,8 +270,8 @@ async def test_a_purge_reaches_the_other_processes(redis_url):
 @pytest.mark.redis
 async def test_a_purge_is_heard_also_by_who_was_cut_off(redis_url):
     """A process whose connections broke learns of what was purged meanwhile."""
-    told = asyncio.Queue()
-    here, there = Shared(redis_url, timeout_s=5), Shared(redis_url, timeout_s=5)
+    told, prefix = asyncio.Queue(), uuid.uuid4().hex
+    here, there = (Shared(redis_url, prefix=prefix, timeout_s=5) for _ in range(2))
     there.on_purged(lambda *what: told.put(what))
     running = asyncio.create_task(there.run())
     async with asyncio.timeout(20):
@@ -284,6 +285,55 @@ async def test_a_purge_is_heard_also_by_who_was_cut_off(redis_url):
     assert heard == ("second", None, None)
     await ended(running)
     await asyncio.gather(here.aclose(), there.aclose())
+
+
+async def heard_by(shared, told, *, until):
+    """What a process that begins now hears, up to the purge of the tenant `until`."""
+    shared.on_purged(lambda *what: told.put(what))
+    running = asyncio.create_task(shared.run())
+    tenants = []
+    async with asyncio.timeout(20):
+        while not tenants or tenants[-1] != until:
+            tenants.append((await told.get())[0])
+    await shared.settled()
+    await ended(running)
+    await shared.aclose()
+    return tenants
+
+
+@pytest.mark.redis
+async def test_a_purge_made_while_a_process_came_up_without_redis_is_heard(redis_url):
+    """What was purged after a process began, and before it reached Redis for the first time, is forgotten there too."""
+    prefix, told = uuid.uuid4().hex, asyncio.Queue()
+    here, late = Shared(redis_url, prefix=prefix, timeout_s=5), Shared(redis_url, prefix=prefix, timeout_s=5)
+    await here.purge(tenant="meanwhile", model=None, class_=None, dry_run=False)
+    assert await heard_by(late, told, until="meanwhile") == ["meanwhile"]
+    await here.aclose()
+
+
+@pytest.mark.redis
+async def test_a_purge_made_while_a_gateway_was_down_is_heard_once_when_it_comes_up(redis_url, tmp_path):
+    """A later process goes on where an earlier one of the same state folder ended: its disk holds what it has not heard of."""
+    prefix, told, place = uuid.uuid4().hex, asyncio.Queue(), tmp_path / "heard"
+
+    def process(began):
+        return Shared(redis_url, prefix=prefix, timeout_s=5, position=place, clock=lambda: began)
+
+    here = Shared(redis_url, prefix=prefix, timeout_s=5)
+    await here.purge(tenant="first", model=None, class_=None, dry_run=False)
+    assert await heard_by(process(time.time()), told, until="first") == ["first"]
+    await here.purge(tenant="second", model=None, class_=None, dry_run=False)
+    assert await heard_by(process(time.time() + 3600), told, until="second") == ["second"]
+    await here.aclose()
+
+
+@pytest.mark.redis
+async def test_where_redis_lost_its_record_of_purges_everything_is_forgotten(redis_url, tmp_path):
+    """Nobody can say what was purged meanwhile, so nothing that was kept from before is served."""
+    place, told = tmp_path / "heard", asyncio.Queue()
+    place.write_bytes(b"1700000000000-0")
+    assert await heard_by(Shared(redis_url, prefix=uuid.uuid4().hex, timeout_s=5, position=place), told, until=None) == [None]
+    assert place.read_bytes() == b"0-0"
 
 
 @pytest.mark.redis

@@ -281,3 +281,34 @@ def test_the_log_can_go_to_standard_output(tmp_path):
             request_id = gateway.post("chat/completions", json=HELLO).headers["x-request-id"]
     lines = [json.loads(line) for line in (tmp_path / "out").read_bytes().splitlines()]
     assert [line["event"] for line in lines if line.get("request_id") == request_id][-1] == "request.closed"
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_purge_reaches_every_place_whether_or_not_a_gateway_runs(tmp_path, running):
+    """What a tenant said is gone from stored responses, cache and log, counted first by a dry run, with an audit line of no words."""
+    with Gateway(tmp_path, ECHO, policies={"all.toml": ECHO_POLICY}) as gateway:
+        said = "the heron plan"
+        id_ = gateway.client().responses.create(model="echo", input=said).id
+        assert (
+            gateway.post("chat/completions", json={**HELLO, "messages": [{"role": "user", "content": said}]}).status_code == 200
+        )
+        until(lambda: len(gateway.records()) == 2, "both records")
+        if not running:
+            gateway.stop()
+        dry = gateway.cli("purge", "--tenant", "default", "--subject", "Heron", "--dry-run", "--json")
+        assert dry.returncode == 0, dry.stderr
+        count = json.loads(dry.stdout)
+        done = gateway.cli("purge", "--tenant", "default", "--subject", "Heron", "--json")
+        assert done.returncode == 0, done.stderr
+        assert (done.returncode, json.loads(done.stdout)["counts"]) == (0, count["counts"])
+        assert count["counts"]["responses"] == 1
+        assert count["counts"]["log_lines"] > 0
+        if running:
+            assert gateway.post(f"responses/{id_}", json={}).status_code in {404, 405}
+            assert gateway.post("chat/completions", json=HELLO).status_code == 200
+            until(lambda: len(gateway.records()) == 4, "the later records")
+    audits = [line for line in gateway.lines() if line["event"] == "data.purged"]
+    assert {line["selector"]["subject"] for line in audits} == {True}
+    assert len(audits) == (2 if running else 1)
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
+    assert b"heron" not in kept.lower()

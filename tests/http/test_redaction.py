@@ -59,7 +59,7 @@ async def test_a_detector_that_fails_sends_nothing(made, server):
         def locate(self, text, *, before=""):
             raise RuntimeError(text)
 
-    made.pipeline._redactor._detector = Failing()
+    made.generation.detector = Failing()
     got = await Client(made, asking("chat/completions")).answer()
     assert (got.status, code_of(got), server.requests) == (403, "redaction_failed", [])
     said = repr(made.events) + repr(made.records) + got.body.decode()
@@ -112,6 +112,18 @@ async def test_a_query_that_cannot_be_masked_stays_here(made, server):
     assert ("redaction.failed", "the query of its URL cannot be masked") in [
         (name, one.get("reason")) for name, one in made.events
     ]
+
+
+async def test_a_customers_own_words_are_masked_too(world, server):
+    """What `[[terms]]` of a policy name leaves as a placeholder of the list's kind, and comes back."""
+    terms = '[[terms]]\nname = "projects"\nclass = "internal"\nwords = ["Blue Falcon"]\n'
+    made = world(policy=REDACT + terms, up={"base_url": server.base_url, "zone": "eu"})
+    got = await Client(made, asking("chat/completions", "what of blue \uff46alcon?")).answer()
+    sent = b"".join(server.requests[0])
+    assert b"[PROJECTS_" in sent
+    assert b"alcon" not in sent
+    assert "blue \uff46alcon" in json.loads(got.body)["choices"][0]["message"]["content"]
+    assert made.records[-1].redacted == {"projects": 1}
 
 
 async def test_a_body_that_reaches_an_upstream_unmasked_is_a_fault(made, server, monkeypatch):

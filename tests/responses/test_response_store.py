@@ -258,6 +258,22 @@ async def test_purge_by_tenant_and_class(either):
     assert await either.purge() == 1
 
 
+async def test_purge_by_subject_and_its_dry_run(either):
+    """A purge by subject asks of the answer and of every item of the input; a dry run counts and keeps."""
+    await keep(either, "resp_1", text="ask Ada")
+    await keep(either, "resp_2", input="I am Ada")
+    await keep(either, "resp_3")
+
+    def about_ada(document):
+        return b"Ada" in document
+
+    assert await either.purge(tenant="a", dry_run=True) == 3
+    assert await either.purge(tenant="a", subject=about_ada, dry_run=True) == 2
+    assert await either.purge(tenant="a", subject=about_ada) == 2
+    assert (await either.get("resp_3", "a"))["id"] == "resp_3"
+    assert await either.purge() == 1
+
+
 @pytest.mark.redis
 async def test_redis_keeps_nothing_of_what_was_deleted(redis_server, clock):
     """Neither the response nor the ids of its items; and every key ends by itself."""
