@@ -210,11 +210,14 @@ class Ledger:
             self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
         words = [text for _, text in texts]
         sizes = list(map(len, words))
+        choices = [choice for choice, _ in texts]
+        # What one choice says is searched as one text; the last of its events brings all of it.
+        said = [*repeat("", len(words) - 1), "".join(words)] if choices.count(choices[0]) == len(choices) else words
         # All of it in C: a loop would cost 1 µs a token.
         columns = zip(
             repeat(time.time_ns(), len(texts)), repeat(self.request_id), count(self._index), repeat(ms), repeat(0),
-            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source),
-            [choice for choice, _ in texts], words,
+            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source), choices,
+            repeat("") if self.log_text else said,
         )  # fmt: skip
         self._on_tokens(list(map(TokenEvent._make, columns)))
         self._index += len(texts)

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -156,6 +156,19 @@ class _Token(Struct):
     chars: int
     text: str | UnsetType = UNSET
     tokens_est: bool | UnsetType = UNSET
+
+
+class _Common(NamedTuple):
+    """What tokens that came together have in common, and its parts of their lines."""
+
+    time_ns: int = -1
+    ms: float = 0.0
+    request_id: str = ""
+    upstream: str = ""
+    source: str = ""
+    head: bytes = b""
+    ms_is: bytes = b""
+    tail: bytes = b""
 
 
 class _Clock:
@@ -383,6 +396,7 @@ class LogWriter:
         self._failing_since = 0.0
         self._told_dropped = 0
         self._clock = _Clock()
+        self._common = _Common()
         self._encoder = msgspec.json.Encoder()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -513,11 +527,17 @@ class LogWriter:
             self._queue.append({"time_ns": time.time_ns(), "event": "log.dropped", "level": "error", "count": count})
 
     def _encode(self, batch: Sequence[Any]) -> bytes:
-        lines = [self._line(item) for item in batch]
-        try:
-            return self._encoder.encode_lines(lines)
-        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
-            return b"".join([self._encode_one(line) for line in lines])
+        lines: list[bytes] = []
+        encode = self._encoder.encode
+        for item in batch:
+            try:
+                if type(item) is TokenEvent:
+                    lines.append(self._token_line(item))
+                else:
+                    lines.append(encode(self._line(item)) + b"\n")
+            except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
+                lines.append(self._encode_one(self._line(item)))
+        return b"".join(lines)
 
     def _encode_one(self, line: Any) -> bytes:
         """A line msgspec refuses, most often for a lone surrogate, which becomes `?`."""
@@ -532,7 +552,7 @@ class LogWriter:
     def _line(self, item: Any) -> Any:
         try:
             if type(item) is TokenEvent:
-                return self._token_line(item)
+                return self._token(item)
             if type(item) is Record:
                 return self._record_line(item)
             if type(item) is Later:
@@ -541,17 +561,47 @@ class LogWriter:
         except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
             return self._unencodable(item, error)
 
-    def _token_line(self, item: TokenEvent) -> _Token:
+    def _token_line(self, item: TokenEvent) -> bytes:
+        """As `_token`, encoded. What the tokens of one read have in common is encoded once."""
+        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
+        common = self._common
+        if not (
+            time_ns == common.time_ns and ms == common.ms and request_id is common.request_id
+            and upstream is common.upstream and source is common.source
+        ):  # fmt: skip
+            common = self._common = self._in_common(item)
+        estimated = False
+        if not n_tokens and chars:
+            n_tokens, estimated = self._counted(text, chars, upstream)
+        line = b'%b%d%b%d%b%d,"chars":%d' % (common.head, index, common.ms_is, n_tokens, common.tail, choice, chars)
+        if text is not None:
+            line += b',"text":' + self._encoder.encode(text)
+        return line + (b',"tokens_est":true}\n' if estimated else b"}\n")
+
+    def _in_common(self, item: TokenEvent) -> _Common:
+        encode = self._encoder.encode
+        head = b'{"time":%b,"event":"token","request_id":%b,"index":' % (
+            encode(self._clock(item.time_ns)),
+            encode(item.request_id),
+        )
+        ms_is = b',"ms":%b,"n_tokens":' % encode(round(item.ms, 3))
+        tail = b',"upstream":%b,"source":%b,"choice":' % (encode(item.upstream), encode(item.source))
+        return _Common(item.time_ns, item.ms, item.request_id, item.upstream, item.source, head, ms_is, tail)
+
+    def _counted(self, text: str | None, chars: int, upstream: str) -> tuple[int, bool]:
+        """Tokens of a text that its source did not count, and whether that is an estimate."""
+        if text is None:
+            return -(-chars // 4), True
+        count = self._count_again if chars <= _SHORT_CHARS else self._count_tokens
+        return count(text, upstream)
+
+    def _token(self, item: TokenEvent) -> _Token:
         time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
         line = _Token(self._clock(time_ns), "token", request_id, index, round(ms, 3), n_tokens, upstream, source, choice, chars)
         if text is not None:
             line.text = text
         if not n_tokens and chars:
-            if text is None:
-                line.n_tokens, estimated = -(-chars // 4), True
-            else:
-                count = self._count_again if chars <= _SHORT_CHARS else self._count_tokens
-                line.n_tokens, estimated = count(text, upstream)
+            line.n_tokens, estimated = self._counted(text, chars, upstream)
             if estimated:
                 line.tokens_est = True
         return line

@@ -172,7 +172,8 @@ class Spoken:
         ended: list[_Talk] = []
         for item in batch:
             if type(item) is TokenEvent:
-                steps.append(self._heard(item, told))
+                quiet = not item.text and not item.said and not ((talk := self._talks.get(item.request_id)) and talk.waiting)
+                steps.append(item if quiet else self._heard(item, told))
             elif type(item) is Record:
                 if (talk := self._talks.get(item.request_id)) is not None:
                     talk.record = item

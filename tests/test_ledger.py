@@ -101,6 +101,7 @@ def test_what_came_together_is_logged_as_if_it_had_come_piece_by_piece(log_text)
                 made.content(text, 0, choice=choice)
         made.content("last", 1)
         assert made.chars_out == 13
-    rows = [[token._replace(time_ns=0, ms=0.0) for token in tokens] for tokens in taken.values()]
+    rows = [[token._replace(time_ns=0, ms=0.0, said="") for token in tokens] for tokens in taken.values()]
     assert rows[0] == rows[1]
+    assert {"".join(token.text or token.said for token in tokens) for tokens in taken.values()} == {"one zweiülast"}
     assert [token.index for token in rows[0]] == [0, 1, 2, 3]

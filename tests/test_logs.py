@@ -509,3 +509,26 @@ def test_tokens_that_come_together_keep_to_the_queue_and_are_counted(tmp_path):
     found = [line for line in lines(tmp_path) if line["event"] == "token"]
     assert len(found) + log.dropped == 5
     assert [line["index"] for line in found] == list(range(len(found)))
+
+
+TOKENS = st.builds(
+    TokenEvent,
+    st.sampled_from([NOW_NS, NOW_NS + 1_000, NOW_NS + 10**9]),
+    st.sampled_from(["r", 'req"2']),
+    st.integers(0, 10**6),
+    st.sampled_from([1.5, 0.0001, 12345.67891]),
+    st.integers(0, 3),
+    st.none() | st.text(max_size=40),
+    st.integers(0, 40),
+    st.sampled_from(["a/b", "ü/b", "guess"]),
+    st.sampled_from(["external", "local"]),
+    st.integers(0, 2),
+)
+
+
+@given(st.lists(TOKENS, max_size=6))
+def test_lines_of_tokens_are_what_their_struct_would_be(tokens):
+    """Whatever they have in common is encoded once, and says the same."""
+    log = make(None)
+    log.close()
+    assert log._encode(tokens) == b"".join(msgspec.json.encode(log._token(token)) + b"\n" for token in tokens)
