@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -51,6 +50,7 @@ from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
 from gateway.process import EXIT_UNUSABLE
 from gateway.purge import Selector, Subject
+from gateway.redact import Redactor
 from gateway.responses import Store
 from gateway.responses.redis import SharedStore
 from gateway.responses.seal import Seal
@@ -120,6 +120,8 @@ class Front:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
+            redactor=Redactor(self.config.state_dir / "redaction.key"),
+            count=_counter(self.config).count,
         )
         transfers = Parts(
             config=self.config,
@@ -284,7 +286,6 @@ def _admin(sha256: str) -> StoredKey:
 
 def _log_writer(config: Config, segment: str, spoken: Spoken) -> LogWriter:
     settings = config.logs
-    folder = Path(settings.vocabulary_folder) if settings.vocabulary_folder else None
     return LogWriter(
         None if settings.stdout else config.logs_folder,
         segment=segment,
@@ -293,7 +294,7 @@ def _log_writer(config: Config, segment: str, spoken: Spoken) -> LogWriter:
         keep_files=settings.keep_files,
         on_full=settings.on_full,
         queue_limit=settings.queue_limit,
-        count_tokens=Counter(config.root / folder if folder else None).count,
+        count_tokens=_counter(config).count,
         between=spoken,
     )
 
@@ -319,6 +320,11 @@ async def purge_state(front: Front, wanted: Selector, *, dry_run: bool, by: str)
         if isinstance(result, BaseException):
             raise result
     return counts
+
+
+def _counter(config: Config) -> Counter:
+    folder = config.logs.vocabulary_folder
+    return Counter(config.root / folder if folder else None)
 
 
 def create_app(front: Front) -> ASGIApp:

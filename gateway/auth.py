@@ -195,7 +195,7 @@ def _stored(key: Key, value: str) -> StoredKey:
 
 
 def as_if(found: Principal | None, base: Principal, *, label: str, tenant: str, policy: str) -> Principal:
-    """Whom a dry run decides for: the key that was `found` by a label, else `base` under that label; what is given replaces its own.
+    """Whom a dry run decides for: the key `found` by a label, else `base` under that label; what is given replaces its own.
 
     Empty: not given. `found` brings its tenant, policies and class floor.
     """

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import AsyncGeneratorType
 from typing import Any
 
 from msgspec import Struct
@@ -36,6 +37,7 @@ from gateway.health import HealthView
 from gateway.ledger import Ledger
 from gateway.patience import Patience, Waits
 from gateway.policy.decision import Decision, Option
+from gateway.restore import Restored
 from gateway.upstreams import Answer, Call, Piece, Upload, Upstream
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -226,7 +228,7 @@ class Opened:
         self._patience.end()
         try:
             await self._answer.aclose()
-            if self._pieces is not self._answer and isinstance(self._pieces, AsyncGenerator):
+            if isinstance(self._pieces, AsyncGeneratorType):
                 # One that another task is still reading ends there: its source has just been closed.
                 with suppress(RuntimeError):
                     await self._pieces.aclose()
@@ -283,6 +285,8 @@ class Dispatch:
                 spent = False
                 try:
                     call = await prepare(option)
+                    if decision.redact and option.zone != "local" and call.vault is None:
+                        raise AssertionError("a request that was to be masked was not")
                     try:
                         opened = await self._attempt(option, call, deadline)
                     finally:
@@ -343,7 +347,7 @@ class Dispatch:
             wait_s = min(wait_s, max(0.001, deadline - time.monotonic()))
         if not self._health.admit(option.name):
             raise UpstreamFailed("probed", "is being tried again after failures in a row")
-        probes = self._health.started(option.name)
+        probes, vault = self._health.started(option.name), call.vault
         opened: Opened | None = None
         began = time.monotonic()
         patience = Patience(self._waits, wait_s, f"no first event within {wait_s:.3g} s")
@@ -351,7 +355,9 @@ class Dispatch:
             with patience:
                 if call.upload is not None:
                     call = replace(call, upload=_Watched(call.upload, patience))
-                answer = await self._upstreams[option.upstream].send(call)
+                answer = await self._upstreams[option.upstream].send(call if vault is None else replace(call, vault=None))
+                if vault:
+                    answer = Restored(answer, call.endpoint, vault)
                 opened = Opened(option, answer, call, patience, self._health)
                 await opened.prime()
             _check_status(opened)

@@ -72,6 +72,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
             ("limits", ", ".join(decision.limits) or "none"),
             ("cache", decision.cache),
             ("text in log", "yes" if decision.log_text else "no"),
+            ("masked outside", "yes" if decision.redact else "no"),
             ("first token by", deadline),
         ]
         if decision.refusal is not None:
@@ -150,6 +151,7 @@ def reason(facts: Facts, decision: Decision) -> str:
         "found": facts.found,
         "limits": decision.limits,
         "cache": decision.cache,
+        "redact": decision.redact,
         "order": [chosen.option.name for chosen in decision.candidates],
         "refusal": decision.refusal.kind if decision.refusal else None,
         "removed": [f"{one.option}: {one.by}: {one.reason}" for one in decision.removed],

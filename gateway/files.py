@@ -1,11 +1,36 @@
-"""Files that are either old or new, never half."""
+"""Files that are either old or new, never half; and keys of ours that lie in one."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+KEY_BYTES = 32
+
+
+def own_key(path: Path) -> bytes:
+    """The key in the file, which its owner alone can read, or a new one. Raises OSError, or ValueError for a file without one.
+
+    Of several processes that make one at once, all take the first.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        # A link is made whole or not at all, and never in the place of a key that is there.
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        Path(temporary).unlink()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise ValueError("the file holds no key")
+    return key
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:

@@ -98,6 +98,10 @@ class Record(Struct, frozen=True, kw_only=True):
     saved_usd: float | None = None
     """On a hit: what the stored answer had cost."""
     finish_reason: str = ""
+    redacted: dict[str, int] = {}
+    """Different values that were masked before the request left, by kind."""
+    altered: int = 0
+    """Placeholders that came back altered, and so were not restored."""
     ttft_ms: float | None = None
     duration_ms: float = 0.0
     overhead_ms: float = 0.0

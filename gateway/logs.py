@@ -76,21 +76,28 @@ class Event(Struct, frozen=True):
     level: Literal["info", "warning", "error"] = "info"
 
 
+_DECISION = ("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "redact", "limits", "refusal")
+
 EVENTS: Mapping[str, Event] = MappingProxyType(
     {
         "request.opened": Event("a request was accepted for work", fields=("request_id", "endpoint")),
         "route.decided": Event(
             "policy said where the request may go",
-            fields=("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "limits", "refusal"),
+            fields=_DECISION,
         ),
         "route.explained": Event(
             "policy said where the request would go; it went nowhere",
-            fields=("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "limits", "refusal"),
+            fields=_DECISION,
         ),
         "cache.hit": Event("the answer comes from the cache", fields=("request_id", "tier")),
         "cache.miss": Event("the cache had no answer that may be used", fields=("request_id", "reason")),
         "upstream.failed": Event(
             "one attempt at one upstream failed", fields=("request_id", "upstream", "kind"), level="warning"
+        ),
+        "redaction.failed": Event(
+            "a request was to be masked for an upstream and could not be, so nothing was sent to it",
+            fields=("request_id", "upstream", "reason"),
+            level="warning",
         ),
         "request.crashed": Event("a fault of the gateway's own", fields=("request_id", "fault", "place"), level="error"),
         "response.unstored": Event(
@@ -579,7 +586,7 @@ class LogWriter:
         return None if b"gw-" in line or b"sk-" in line else msgspec.Raw(line)
 
     def _unencodable(self, item: Any, error: Exception) -> dict[str, Any]:
-        of = item.get("event", "event") if isinstance(item, Mapping) else type(item).__name__
+        of = item.get("event", "event") if isinstance(item, Mapping) else getattr(item, "name", type(item).__name__)
         return {
             "time": self._clock(time.time_ns()),
             "event": "log.unencodable",

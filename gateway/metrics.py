@@ -84,6 +84,8 @@ class Sums(Struct, array_like=True):
     overhead: Histogram = field(default_factory=lambda: Histogram([0] * (len(OVERHEAD_SECONDS) + 1)))
     log_dropped: int = 0
     output_secrets: int = 0
+    redacted: dict[str, int] = field(default_factory=dict)
+    altered: int = 0
 
 
 class State(Struct, array_like=True):
@@ -171,6 +173,9 @@ class Metrics:
         if record.ttft_ms is not None:
             of_route.ttft.add(record.ttft_ms / 1000, SECONDS)
         sums.overhead.add(record.overhead_ms / 1000, OVERHEAD_SECONDS)
+        for kind, count in record.redacted.items():
+            _count(sums.redacted, kind, count)
+        sums.altered += record.altered
         of_route.cost_usd += record.cost_usd or 0.0
         of_route.saved_usd += record.saved_usd or 0.0
 
@@ -204,6 +209,10 @@ def _families(counts: Counts) -> Iterator[Metric]:
     yield _counter("gateway_cost_usd", "Known cost in US dollars.", ("route",), cost)
     saved = {(name,): route.saved_usd for name, route in sums.routes.items()}
     yield _counter("gateway_saved_usd", "What cache hits had cost at first, in US dollars.", ("route",), saved)
+    masked = "Different values that were masked before a request left, by kind."
+    yield _counter("gateway_redacted", masked, ("kind",), _single(sums.redacted))
+    altered = "Placeholders that models gave back altered, and that were not restored."
+    yield _counter("gateway_placeholders_altered", altered, (), {(): sums.altered})
     yield _counter("gateway_log_dropped", "Log lines lost because the queue was full.", (), {(): sums.log_dropped})
     secrets = {(): sums.output_secrets}
     yield _counter("gateway_output_secrets", "Credentials in what models said, masked in the log.", (), secrets)

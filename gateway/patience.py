@@ -116,7 +116,7 @@ class Patience:
             self._timer = None
 
     def __enter__(self) -> None:
-        self._waiting = task = asyncio.current_task()
+        self._waiting = task = asyncio.current_task(self._loop)
         self._cancelling = task.cancelling() if task is not None else 0
         self._since = self._loop.time()
         if self._queue is None and self._timer is None:

@@ -28,13 +28,16 @@ from gateway.facts import Facts
 from gateway.health import HealthView
 from gateway.incoming import Incoming
 from gateway.ledger import Ending, Ledger
+from gateway.policy import sizes
 from gateway.policy.decide import decide, pin, policy_for
 from gateway.policy.decision import Decision, Health, Option
 from gateway.policy.generation import Generation
 from gateway.privacy import Detector
+from gateway.redact import Redactor
 from gateway.reply import Reply
 from gateway.responses.recall import Recall
 from gateway.responses.serve import ENDPOINTS, NATIVE, NOTHING, Before, Responses, Translation, Ways, ways
+from gateway.restore import masked
 from gateway.upstreams import Call
 
 __all__ = ["Incoming", "Keeper", "Pipeline", "decided"]
@@ -75,14 +78,18 @@ class Pipeline:
         health: HealthView,
         affinity: Affinity,
         responses: Responses,
+        redactor: Redactor,
+        count: sizes.Count = sizes.estimated,
     ) -> None:
         self._config = config
+        self._count = count
         self._generation = generation
         self._dispatch = dispatch
         self._cache = cache
         self._health = health
         self._affinity = affinity
         self._responses = responses
+        self._redactor = redactor
         self._recall = Recall(
             config=config,
             generation=generation,
@@ -127,8 +134,20 @@ class Pipeline:
 
         async def prepare(option: Option) -> Call:
             if size <= LOOP_BODY_BYTES:
-                return self._call(incoming, request, how, option, ledger)
-            return await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
+                call = self._call(incoming, request, how, option, ledger)
+            else:
+                call = await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
+            if not decision.redact or option.zone == "local":
+                return call
+            return await masked(
+                call,
+                self._redactor,
+                upstream=option.upstream,
+                tenant=facts.tenant,
+                max_chars=self._config.server.max_scan_chars,
+                ledger=ledger,
+                detector=generation.detector,
+            )
 
         try:
             opened = await self._dispatch.open(decision, prepare, ledger)
@@ -178,8 +197,10 @@ class Pipeline:
         size = len(incoming.body)
         if incoming.endpoint not in ENDPOINTS:
             if size <= LOOP_BODY_BYTES:
-                return self._judge_alone(incoming, generation, ledger)
-            return await asyncio.to_thread(self._judge_alone, incoming, generation, ledger)
+                judged = self._judge_alone(incoming, generation, ledger)
+            else:
+                judged = await asyncio.to_thread(self._judge_alone, incoming, generation, ledger)
+            return await self._counted(judged, generation) if sizes.near_a_limit(generation, judged.facts) else judged
         request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         before = await self._before(request, incoming.principal.tenant)
         request = self._named(request, before)
@@ -188,7 +209,17 @@ class Pipeline:
         facts = await _aside(size, self._facts, incoming, how.judged(request), before, generation, ledger)
         if how.via_chat:
             facts = replace(facts, via_chat=how.via_chat)
-        return _Judged(request, before, how, facts, size)
+        judged = _Judged(request, before, how, facts, size)
+        return await self._counted(judged, generation) if sizes.near_a_limit(generation, facts) else judged
+
+    async def _counted(self, judged: _Judged, generation: Generation) -> _Judged:
+        """With the exact size of the prompt, where it can be counted: a limit lies within the estimate's band."""
+        facts = judged.facts
+        if facts.images:
+            return judged
+        models = dict.fromkeys(option.model for option in generation.options_for(facts.model))
+        texts = facts_of.texts(judged.how.judged(judged.request))
+        return judged._replace(facts=await asyncio.to_thread(sizes.exact, facts, texts, models, self._count))
 
     def _judge_alone(self, incoming: Incoming, generation: Generation, ledger: Ledger) -> _Judged:
         """As `_judge`, of a request that goes on from nothing."""
@@ -386,6 +417,7 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
         "order": [chosen.option.name for chosen in decision.candidates],
         "removed": [to_builtins(removed) for removed in decision.removed],
         "cache": decision.cache,
+        "redact": decision.redact,
         "limits": decision.limits,
         "refusal": decision.refusal.kind if decision.refusal else None,
         "pinned": pinned,

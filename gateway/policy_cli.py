@@ -319,7 +319,7 @@ def replay(
     """Decide the logged requests again under the policies of a folder, and show what would go elsewhere.
 
     Takes the gateway's log files (.jsonl, or .jsonl.gz); by default those of the config. Exit status 2 when a class could go
-    to a zone where nothing of it could go before.
+    to a zone where nothing of it could go before, and when nothing could be replayed.
     """
     from gateway import replay as replay_
     from gateway.flows import check_drawable, draw
@@ -341,7 +341,10 @@ def replay(
     if not found.decisions:
         message = 'holds no route.decided line; they are written when logs.level is "info" or "debug"'
         raise ConfigError([Problem(str(files[0]), message)])
-    if found.new_flows:
+    if not found.replayed:
+        message = "no decision of it can be replayed under these policies, so nothing is known of what they would change"
+        raise ConfigError([Problem(str(files[0]), message)])
+    if found.new_flows or found.unmasked:
         sys.exit(2)
 
 

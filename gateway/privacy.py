@@ -191,9 +191,10 @@ class _Origin:
     """Where each character of a normalised text stood. Built only for texts in which something was found."""
 
     def __init__(self, text: str) -> None:
-        self._folds = _Steps(_FOLDABLE.finditer(text), _fold)
-        folded = _FOLDABLE.sub(_fold, text)
-        self._escapes = _Steps(_ESCAPED.finditer(folded), _unescape)
+        plain = text.isascii()
+        self._folds = _Steps(iter(()) if plain else _FOLDABLE.finditer(text), _fold)
+        folded = text if plain else _FOLDABLE.sub(_fold, text)
+        self._escapes = _Steps(_ESCAPED.finditer(folded) if "\\" in folded else iter(()), _unescape)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The shortest span of the original text that becomes these characters; whole escapes and characters."""

@@ -27,9 +27,9 @@ from gateway.errors import ConfigError
 from gateway.facts import Facts, detector_version
 from gateway.ledger import Usage
 from gateway.logs import MASK
-from gateway.policy.decide import USUAL_OUTPUT_TOKENS, decide, expected_cost_usd, expected_ttft_ms, pin
+from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin
 from gateway.policy.decision import Decision, Health, Option
-from gateway.policy.generation import RANK, Generation
+from gateway.policy.generation import RANK, USUAL_OUTPUT_TOKENS, Generation
 from gateway.privacy import highest
 
 HEAD_BYTES = 96
@@ -63,6 +63,7 @@ class _Decided(Struct):
     detector: str = ""
     classifier: str = ""
     pinned: str | None = None
+    redact: bool = False
 
 
 class _Closed(Struct):
@@ -80,6 +81,8 @@ class Side(Struct, kw_only=True):
     """First choice of so many requests."""
     tokens: int = 0
     """Prompt and answer of these."""
+    cost_usd: float = 0.0
+    """What they cost; a request without a known price on either side is in neither."""
     may_reach: int = 0
     """Requests with a candidate there, be it the last to be tried."""
 
@@ -124,11 +127,13 @@ class Replay(Struct, frozen=True, kw_only=True):
     """`route.decided` lines."""
     replayed: int
     same: int
-    """Same order, cache mode and refusal."""
+    """Same order, cache mode, masks and refusal."""
     changed: int
-    """Same first choice, but another order behind it, cache mode, or cause of refusal."""
+    """Same first choice, but another order behind it, cache mode, masks, or cause of refusal."""
     moved: int
     """Another first choice, or refused where it was not, or the other way round."""
+    unmasked: int
+    """Requests that could leave the house masked only, and could now leave it as they are."""
     not_replayable: dict[str, int]
     """By reason."""
     new_flows: list[Flow]
@@ -197,7 +202,7 @@ class Replayer:
         self._ttft: tuple[array[float], array[float]] = (array("d"), array("d"))
         self._unmeasured = [0, 0]
         self._cost = [0.0, 0.0]
-        self._lines = self._damaged = self._decisions = self._same = self._changed = self._moved = 0
+        self._lines = self._damaged = self._decisions = self._same = self._changed = self._moved = self._unmasked = 0
         self._unpriced = self._estimated = self._from_cache = self._assumed_up = 0
 
     def feed(self, raw: bytes) -> None:
@@ -262,13 +267,16 @@ class Replayer:
         first_before, first_after = line.order[0] if line.order else "", order[0] if order else ""
         refusal = decision.refusal.kind if decision.refusal else None
         same_rules = not past.same_rules or (line.rule == decision.rule and line.limits == decision.limits)
+        then = (line.order, line.cache, line.redact, line.refusal)
         if first_before != first_after:
             self._moved += 1
             self._moves[first_before or f"refused: {line.refusal}", first_after or f"refused: {refusal}"] += 1
-        elif line.order == order and line.cache == decision.cache and line.refusal == refusal and same_rules:
+        elif same_rules and then == (order, decision.cache, decision.redact, refusal):
             self._same += 1
         else:
             self._changed += 1
+        outside = any(chosen.option.zone != "local" for chosen in decision.candidates)
+        self._unmasked += line.redact and outside and not decision.redact
         before = past.options.get(first_before)
         after = decision.candidates[0].option if decision.candidates else None
         if after is not None and after.name not in line.health:
@@ -333,6 +341,8 @@ class Replayer:
         else:
             self._cost[0] += costs[0]
             self._cost[1] += costs[1]
+            known.flow_before.before.cost_usd += costs[0]
+            known.flow_after.after.cost_usd += costs[1]
 
     def _past(self, label: str) -> _Past | str:
         found = self._pasts.get(label)
@@ -367,6 +377,7 @@ class Replayer:
             same=self._same,
             changed=self._changed,
             moved=self._moved,
+            unmasked=self._unmasked,
             not_replayable=dict(self._lost.most_common()),
             new_flows=[flow for flow in flows if flow.is_new],
             flows=flows,
@@ -474,7 +485,9 @@ def _summary(found: Replay) -> Iterator[tuple[str, str]]:
     )
     yield "replayed", f"{found.replayed:,} under @{found.hash}; not replayable: {sum(found.not_replayable.values()):,}"
     yield "moved", f"{found.moved:,} ({found.moved_share:.1%}) to another first choice"
-    yield "changed", f"{found.changed:,} behind the first choice (order, cache, refusal); the same: {found.same:,}"
+    yield "changed", f"{found.changed:,} behind the first choice (order, cache, masks, refusal); the same: {found.same:,}"
+    if found.unmasked:
+        yield "UNMASKED", f"{found.unmasked:,} requests that left masked may now leave as they are"
     yield (
         "cost",
         f"${found.cost_before_usd:,.4f} -> ${found.cost_after_usd:,.4f}"
@@ -507,11 +520,14 @@ def _new_table(found: Replay) -> Table:
 
 
 def _flow_table(found: Replay) -> Table:
-    names = ("class", "zone", "first choice", "", "tokens", "", "may reach it", "", "newly opened")
+    names = ("class", "zone", "first choice", "", "tokens", "", "cost", "", "may reach it", "", "newly opened")
     table = Table(*names, box=None)
     for flow in found.flows:
-        pairs = [(side.requests, side.tokens, side.may_reach) for side in (flow.before, flow.after)]
-        cells = [text for then, now in zip(*pairs, strict=True) for text in (f"{then:,}", f"-> {now:,}")]
+        pairs = [
+            (f"{side.requests:,}", f"{side.tokens:,}", f"${side.cost_usd:,.4f}", f"{side.may_reach:,}")
+            for side in (flow.before, flow.after)
+        ]
+        cells = [text for then, now in zip(*pairs, strict=True) for text in (then, f"-> {now}")]
         table.add_row(Text(flow.class_), Text(flow.zone), *cells, f"{flow.opened:,}", style="bold red" if flow.is_new else "")
     return table
 

@@ -46,6 +46,8 @@ class _Closed(Struct):
     ttft_ms: float | None = None
     duration_ms: float = 0.0
     overhead_ms: float = 0.0
+    redacted: dict[str, int] = field(default_factory=dict)
+    altered: int = 0
 
 
 class _Head(Struct):
@@ -99,6 +101,10 @@ class Summary(Struct, frozen=True, kw_only=True):
     hit_rate: dict[str, float]
     """Per kind of hit, among the requests for which the cache was asked."""
     overhead_ms: Spread
+    redacted: dict[str, int]
+    """Values that were masked before a request left, by kind."""
+    altered: int
+    """Placeholders that models gave back altered, and that were not restored."""
 
 
 class _Running:
@@ -143,9 +149,9 @@ def summarise(folder: Path, since_s: float, *, now_s: float | None = None) -> Su
     """
     cutoff_s = (time.time() if now_s is None else now_s) - since_s
     decoder = msgspec.json.Decoder(_Closed)
-    total, routes, cache = _Running(), dict[str, _Running](), Counter[str]()
+    total, routes, cache, redacted = _Running(), dict[str, _Running](), Counter[str](), Counter[str]()
     overhead: array[float] = array("d")
-    damaged = 0
+    damaged = altered = 0
     for path in segment_files(folder):
         for raw in _lines_since(path, cutoff_s):
             if not raw.endswith(b"}\n"):
@@ -161,6 +167,8 @@ def summarise(folder: Path, since_s: float, *, now_s: float | None = None) -> Su
                     routes.setdefault(line.route or "none", _Running()).add(line)
                     cache[line.cache] += 1
                     overhead.append(line.overhead_ms)
+                    redacted.update(line.redacted)
+                    altered += line.altered
     asked = sum(count for kind, count in cache.items() if kind == "miss" or kind.startswith("hit"))
     return Summary(
         since_s=since_s,
@@ -170,6 +178,8 @@ def summarise(folder: Path, since_s: float, *, now_s: float | None = None) -> Su
         cache=dict(cache),
         hit_rate={kind: count / asked for kind, count in sorted(cache.items()) if kind.startswith("hit")},
         overhead_ms=_spread(overhead),
+        redacted=dict(redacted),
+        altered=altered,
     )
 
 
@@ -191,6 +201,9 @@ def render(summary: Summary) -> Group:
     rates = ", ".join(f"{kind} {rate:.1%}" for kind, rate in summary.hit_rate.items()) or "no hits"
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(summary.cache.items())) or "no requests"
     lines = [f"cache: {rates} ({kinds})", f"own overhead, ms: {' / '.join(_cell(summary.overhead_ms))} (p50 / p95 / p99)"]
+    if summary.redacted or summary.altered:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(summary.redacted.items()))
+        lines.append(f"masked: {kinds or 'nothing'}; placeholders that came back altered: {summary.altered}")
     if summary.total.cost_unknown:
         lines.append(f"price not known for {summary.total.cost_unknown} requests; their cost is not in the sums")
     if summary.damaged:

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,57 +55,100 @@ _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+|\d+|[^
 _PAIR, _FIRST, _LAST, _SYSTEM = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F
 
 _CUES = (
-    # 0: programs
-    "python javasc typesc java kotlin rust golang php sql mysql postgr bash shell html css json regex api docker kubern git github functi "
-    "code codes coding script progra algori array compil debug except traceb import def return const class method variab loop string "
-    "boolea pointer query select databa refact unit pytest linux backen fronte server endpoi django react node numpy pandas librar "
-    "framew syntax bug stack runtim binary sorted recurs implem funkti fonctio funció funzio função программ функци skript código codice",
-    # 1: mathematics
-    "calcul comput solve equati integr deriva differ probab percen fracti decima triang circle square root sum produc divide divisi "
-    "multip plus minus equals ratio averag mean median matrix vector polyno prime factor theore prove proof algebr geomet area volume "
-    "perime radius angle logari limit intege remain altoge left total each twice half times many much per cost costs earn earns spend "
-    "spends buys sold sells hours miles berech löse gleich prozen fläche combie résous équati aire calcul cuánto resuel ecuaci porcen "
-    "quanto área решите уравне скольк",
-    # 2: translation
-    "transl locali subtit interp render idioma versio übersi überse heißt heisst traduc tradui tradui traduz traduç traduz vertaa "
-    "przetł перев переве çevir översä ترجم अनुवाद say says said mean means",
-    # 3: names of human languages
-    "englis german french spanis italia portug dutch polish russia turkis arabic hebrew hindi japane korean chines greek swedis danish "
-    "norweg finnis czech ukrain vietna thai latin romani hungar mandar deutsc franzö spanis italie anglai allema espagn portug inglés "
-    "español francé alemán inglês inglese franc tedesc engels duits frans англий немецк францу 영어",
-    # 4: summaries
-    "summar synops tl tldr dr condens shorte recap gist takeaw conden distil overvi abstra brief bottom essent key points bullet reduce "
-    "boil concis senten zusamm fasse fassen résum résumé resum résume essent resume resumen riassu resumo samenv кратко изложи özetle "
-    "لخص minutes outcom highli short",
-    # 5: extraction
-    "extrac parse identi classi label catego tag entiti field fields named names mentio json csv table column schema list every all find "
-    "pull return output count sentim positi negati extrah extrai extrae estrai нзвлек извлек welche quels quelles relève aparec appear "
-    "invoic transc structu spam",
-    # 6: writing
-    "write compos draft rewrit rephra paraph proofr polish reword edit improv story poem poetry haiku essay letter email mail blog post "
-    "speech song lyrics slogan headli captio tagli tweet newsle invita script scene novel dialog gramma tone profes formal casual creati "
-    "descri brains titles names pen invent finish contin schrei verfas formul écris rédige escrib redact scrivi escrev напиши gedich "
-    "poème poema cuento poesia стихот yaz obitua announ article",
-    # 7: questions
-    "what why who whom whose when where which how explai define differ cause causes histor describ discus compar capita popula invent "
-    "discov theory effect impact answer follow true false except best was warum wer wie erklär was pourqu commen quoi qui expliq qué "
-    "quién por cómo cuál perché come cosa como почему что кто как nedir role process princi",
-    # 8: chat
-    "hi hello hey thanks thank bye good mornin you your yours my me i im am please want need feel help remind alarm play book call text "
-    "cancel order card accoun passwo refund weathe joke like love sorry ok okay yes no bored today tomorr tonigh hallo danke merci salut "
-    "gracia hola ciao grazie obriga oi привет спасиб act preten role imagin person let lets payment transf app top money charge",
-    # 9 and on: words that leave little doubt, apart from the weaker ones above
-    "python javasc typesc kotlin rust golang sql mysql postgr bash html css regex api docker kubern git numpy pandas django react "
-    "traceb functi funkti fonctio funció funzio функци def import const return algori compil",
-    "calcul solve equati integr deriva probab polyno theore prove löse gleich berech résous équati resuel ecuaci решите уравне",
-    "transl übersi überse traduc tradui traduz traduç vertaa przetł перев переве çevir översä ترجم अनुवाद",
-    "summar synops tldr tl condens recap gist takeaw zusamm résum résume résumé resume resumo riassu samenv özetle لخص",
-    "extrac classi catego label identi sentim entiti extrah extrai extrae estrai извлек",
-    "rewrit rephra paraph proofr reword compos poem haiku essay story lyrics slogan gedich poème poema cuento poesia стихот",
+    # programs
+    """
+    python javasc typesc java kotlin rust golang php sql mysql postgr bash shell html css json regex api docker kubern git
+    github functi code codes coding script progra algori array compil debug except traceb import def return const class
+    method variab loop string boolea pointer query select databa refact unit pytest linux backen fronte server endpoi
+    django react node numpy pandas librar framew syntax bug stack runtim binary sorted recurs implem funkti fonctio funció
+    funzio função программ функци skript código codice
+    """,
+    # mathematics
+    """
+    calcul comput solve equati integr deriva differ probab percen fracti decima triang circle square root sum produc
+    divide divisi multip plus minus equals ratio averag mean median matrix vector polyno prime factor theore prove proof
+    algebr geomet area volume perime radius angle logari limit intege remain altoge left total each twice half times many
+    much per cost costs earn earns spend spends buys sold sells hours miles berech löse gleich prozen fläche combie résous
+    équati aire calcul cuánto resuel ecuaci porcen quanto área решите уравне скольк
+    """,
+    # translation
+    """
+    transl locali subtit interp render idioma versio übersi überse heißt heisst traduc tradui tradui traduz traduç traduz
+    vertaa przetł перев переве çevir översä ترجم अनुवाद say says said mean means
+    """,
+    # names of human languages
+    """
+    englis german french spanis italia portug dutch polish russia turkis arabic hebrew hindi japane korean chines greek
+    swedis danish norweg finnis czech ukrain vietna thai latin romani hungar mandar deutsc franzö spanis italie anglai
+    allema espagn portug inglés español francé alemán inglês inglese franc tedesc engels duits frans англий немецк францу
+    영어
+    """,
+    # summaries
+    """
+    summar synops tl tldr dr condens shorte recap gist takeaw conden distil overvi abstra brief bottom essent key points
+    bullet reduce boil concis senten zusamm fasse fassen résum résumé resum résume essent resume resumen riassu resumo
+    samenv кратко изложи özetle لخص minutes outcom highli short
+    """,
+    # extraction
+    """
+    extrac parse identi classi label catego tag entiti field fields named names mentio json csv table column schema list
+    every all find pull return output count sentim positi negati extrah extrai extrae estrai извлек welche quels quelles
+    relève aparec appear invoic transc structu spam
+    """,
+    # writing
+    """
+    write compos draft rewrit rephra paraph proofr polish reword edit improv story poem poetry haiku essay letter email
+    mail blog post speech song lyrics slogan headli captio tagli tweet newsle invita script scene novel dialog gramma tone
+    profes formal casual creati descri brains titles names pen invent finish contin schrei verfas formul écris rédige
+    escrib redact scrivi escrev напиши gedich poème poema cuento poesia стихот yaz obitua announ article
+    """,
+    # questions
+    """
+    what why who whom whose when where which how explai define differ cause causes histor describ discus compar capita
+    popula invent discov theory effect impact answer follow true false except best was warum wer wie erklär was pourqu
+    commen quoi qui expliq qué quién por cómo cuál perché come cosa como почему что кто как nedir role process princi
+    """,
+    # chat
+    """
+    hi hello hey thanks thank bye good mornin you your yours my me i im am please want need feel help remind alarm play
+    book call text cancel order card accoun passwo refund weathe joke like love sorry ok okay yes no bored today tomorr
+    tonigh hallo danke merci salut gracia hola ciao grazie obriga oi привет спасиб act preten role imagin person let lets
+    payment transf app top money charge
+    """,
+    # little doubt: programs
+    """
+    python javasc typesc kotlin rust golang sql mysql postgr bash html css regex api docker kubern git numpy pandas django
+    react traceb functi funkti fonctio funció funzio функци def import const return algori compil
+    """,
+    # little doubt: mathematics
+    """
+    calcul solve equati integr deriva probab polyno theore prove löse gleich berech résous équati resuel ecuaci решите
+    уравне
+    """,
+    # little doubt: translation
+    """
+    transl übersi überse traduc tradui traduz traduç vertaa przetł перев переве çevir översä ترجم अनुवाद
+    """,
+    # little doubt: summaries
+    """
+    summar synops tldr tl condens recap gist takeaw zusamm résum résume résumé resume resumo riassu samenv özetle لخص
+    """,
+    # little doubt: extraction
+    """
+    extrac classi catego label identi sentim entiti extrah extrai extrae estrai извлек
+    """,
+    # little doubt: writing
+    """
+    rewrit rephra paraph proofr reword compos poem haiku essay story lyrics slogan gedich poème poema cuento poesia стихот
+    """,
 )
 """Beginnings of words, of six letters at most, that speak for a task or against one; the model weighs them."""
-_SIGNS = ("翻译", "翻訳", "번역", "总结", "概括", "要約", "요약", "提取", "抽出", "추출", "找出", "写一", "帮我写", "を書", "函数", "代码", "関数", "计算", "解方程", "什么是",
-          "为什么", "とは", "你好", "谢谢", "ありがと", "翻成", "英文", "英語", "要点", "多少", "求", "诗", "詩", "中国語", "你")  # fmt: skip
+_SIGNS = (
+    "翻译", "翻訳", "번역", "总结", "概括", "要約", "요약", "提取", "抽出", "추출", "找出",
+    "写一", "帮我写", "を書", "函数", "代码", "関数", "计算", "解方程", "什么是", "为什么",
+    "とは", "你好", "谢谢", "ありがと", "翻成", "英文", "英語", "要点", "多少", "求", "诗",
+    "詩", "中国語", "你",
+)  # fmt: skip
 _GROUPS = {cue: group for group, words in enumerate(_CUES) for cue in words.split()}
 """By cue; of one that stands twice, the later group."""
 _SHAPES = len(_CUES) * 3 + len(_SIGNS)
@@ -195,7 +239,7 @@ def features(text: str, system: str = "") -> set[int]:
         words = words[:HEAD_WORDS] + words[-TAIL_WORDS:]
     hashes = _hashes(words)
     found = set(hashes)
-    found.update([first * _PAIR + second for first, second in zip(hashes, hashes[1:], strict=False)])
+    found.update([first * _PAIR + second for first, second in pairwise(hashes)])
     found.update([one * _FIRST for one in hashes[:4]])
     found.update([one * _LAST for one in hashes[-3:]])
     asked: list[str] = []

@@ -22,7 +22,9 @@ from gateway.http.inference import Edge
 from gateway.http.lane import Connections
 from gateway.ledger import Ledger
 from gateway.pipeline import Incoming, Pipeline
+from gateway.policy import sizes
 from gateway.policy.generation import Catalogue, Generation
+from gateway.redact import Redactor
 from gateway.responses.seal import Seal
 from gateway.responses.serve import Responses
 from gateway.responses.store import ResponseStore
@@ -57,6 +59,7 @@ class World:
         dispatch = Dispatch(self.upstreams, self.config.upstreams, self.health)
         self.affinity = Affinity(folder / "responses.sqlite")
         self.responses = Responses(ResponseStore(folder / "stored_responses.sqlite3"), Seal(folder / "compaction.key"))
+        self.count = sizes.estimated
         self.pipeline = Pipeline(
             config=self.config,
             generation=lambda: self.generation,
@@ -65,6 +68,8 @@ class World:
             health=self.health,
             affinity=self.affinity,
             responses=self.responses,
+            redactor=Redactor(folder / "redaction.key"),
+            count=lambda *asked: self.count(*asked),  # noqa: PLW0108 - a test may exchange it later
         )
         self.key_file = KeyFile(folder / "keys.json")
         self.keys = Keys(self.key_file, ())
@@ -155,8 +160,9 @@ def _config_text(upstreams, server):
     parts = ["[server]\n" + server + '\n[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n']
     for name, fields in upstreams.items():
         kind = "openai" if "base_url" in fields else "echo"
-        values = "\n".join(f"{field} = {json.dumps(value)}" for field, value in fields.items())
-        parts.append(f'[upstreams.{name}]\nkind = "{kind}"\nzone = "local"\ntakes_up_to = "restricted"\n{values}\n')
+        settings_ = {"kind": kind, "zone": "local", "takes_up_to": "restricted", **fields}
+        values = "\n".join(f"{field} = {json.dumps(value)}" for field, value in settings_.items())
+        parts.append(f"[upstreams.{name}]\n{values}\n")
     for name, fields in upstreams.items():
         able = config.CAPABILITIES if "base_url" in fields else (*config.CHAT_CAPABILITIES, "completions", "embeddings")
         parts.append(f'[[models.m.candidates]]\nupstream = "{name}"\ncapabilities = {json.dumps(able)}\n')

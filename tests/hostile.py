@@ -112,7 +112,10 @@ class Hostile:
 
     def __init__(self):
         self.scripts = [GOOD]
-        """One for each request, the last one for all that follow: bytes to send, RESET or HANG; then the connection closes."""
+        """One for each request, the last one for all that follow: bytes to send, RESET or HANG; then the connection closes.
+
+        Or a function that makes such a script of the request's head and body.
+        """
         self.requests = []
         """(head, body) of each, as bytes."""
         self.arrived = asyncio.Event()
@@ -130,7 +133,7 @@ class Hostile:
             self.requests.append((request, body))
             script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
             self.arrived.set()
-            for step in script:
+            for step in script(request, body) if callable(script) else script:
                 if step is RESET:
                     sock = writer.get_extra_info("socket")
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -17,16 +17,16 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"national_ids"},
-    {"errors", "sse", "recognisers", "files", "process", "ledger", "patience"},
+    {"errors", "sse", "recognisers", "files", "process", "ledger", "patience", "literals"},
     {"terms"},
     {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
-    {"config", "stats", "dialects", "control", "output_scan"},
+    {"config", "stats", "dialects", "control", "output_scan", "redact"},
     {"spoken"},
     {"facts", "auth", "weights", "affinity"},
     {"purge"},
     {"cache", "local"},
     {"policy", "upstreams"},
-    {"health", "catalog", "explain"},
+    {"health", "catalog", "explain", "restore"},
     {"dispatch", "replay"},
     {"reply", "incoming"},
     {"responses"},
@@ -45,7 +45,7 @@ PROCESSES = {"app": "front", "cache.worker": "cache", "local.worker": "model", "
 
 OWNERS = {
     "litestar": {"app", "http.*"},
-    "uvicorn": {"app", "http.door"},
+    "uvicorn": {"app", "http.door", "http.lane"},
     "uvloop": {"app", "bench.upstream"},
     "httpx": {"upstreams.openai", "purge_cli"},  # the command line asks the running gateway one question
     "redis": {"cache.redis", "responses.redis"},

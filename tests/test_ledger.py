@@ -84,3 +84,23 @@ def test_events_carry_the_requests_id(ledger, sinks):
     """So that they can be found."""
     ledger.event("cache.hit", tier="exact")
     assert sinks["on_event"] == [("cache.hit", {"request_id": "req_1", "tier": "exact"})]
+
+
+@pytest.mark.parametrize("log_text", [True, False])
+def test_what_came_together_is_logged_as_if_it_had_come_piece_by_piece(log_text):
+    """The same lines but for their times, the same count of characters, and the next one goes on behind them."""
+    said, taken = [(0, "one "), (1, "zwei"), (0, "ü")], {"together": [], "apart": []}
+    for name, tokens in taken.items():
+        made = Ledger("r", "e", on_token=tokens.append, on_event=print, on_record=print)
+        made.log_text = log_text
+        made.note(route="a/b", source="external")
+        if name == "together":
+            made.contents(said)
+        else:
+            for choice, text in said:
+                made.content(text, 0, choice=choice)
+        made.content("last", 1)
+        assert made.chars_out == 13
+    rows = [[token._replace(time_ns=0, ms=0.0) for token in tokens] for tokens in taken.values()]
+    assert rows[0] == rows[1]
+    assert [token.index for token in rows[0]] == [0, 1, 2, 3]

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError, Problem, WorkerGone
-from gateway.ledger import Record, TokenEvent, Usage
+from gateway.ledger import Later, Record, TokenEvent, Usage
 from gateway.logs import EVENTS, WAKE_S, LogWriter, _Files, configure, masked, segment_files
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +71,9 @@ def written(folder, *events):
     """What stands in the log after these were handed over."""
     log = make(folder)
     for event in events:
+        if isinstance(event, Later):
+            log.later(event)
+            continue
         hand_over = log.token if isinstance(event, TokenEvent) else log.closed if isinstance(event, Record) else log.event
         hand_over(event)
     assert log.close() == 0
@@ -437,7 +440,7 @@ def test_the_level_is_kept(configured, tmp_path):
 
 
 SAMPLES = {"facts": {}, "health": {}, "order": ["a/b"], "removed": [], "limits": [], "refusal": None}
-SAMPLES |= {"selector": {}, "erased": {"cache": 1}, "failed_s": 0.5, "count": 1, "tier": "exact"}
+SAMPLES |= {"selector": {}, "erased": {"cache": 1}, "failed_s": 0.5, "count": 1, "tier": "exact", "redact": True}
 
 
 @pytest.mark.parametrize("name", sorted(EVENTS))
@@ -478,3 +481,31 @@ def test_the_record_line_closes_when_the_request_did(tmp_path):
     assert (ok["time"], ok["level"]) == ("2026-09-21T14:13:21.500000Z", "info")
     assert (failed["time"], failed["level"]) == ("2026-09-21T14:13:20.000000Z", "warning")
     assert msgspec.json.decode(json.dumps(ok["usage"]), type=Usage) == Usage()
+
+
+def test_an_event_put_together_on_the_thread_is_the_same_line(tmp_path):
+    """As one handed over whole, with its secrets masked all the same."""
+    for number, tier in enumerate(["exact", "sk-1234567890abcdef"]):
+        fields = {"tier": tier, "cosine": 1.0}
+        whole = {"event": "cache.hit", "level": "info", "request_id": "r", "time_ns": NOW_NS, **fields}
+        later = Later(NOW_NS, "cache.hit", "r", lambda tier, cosine: {"tier": tier, "cosine": cosine}, (tier, 1.0))
+        one, other = written(tmp_path / str(number), whole, later)
+        assert one == other
+        assert "sk-" not in json.dumps(other)
+
+
+def test_an_event_that_cannot_be_put_together_takes_no_other_along(tmp_path):
+    """Its place says what it was to be, and what went wrong; the line behind it is written."""
+    broken = Later(NOW_NS, "cache.hit", "r", lambda: {}["missing"], ())
+    first, second = written(tmp_path, broken, token())
+    assert (first["event"], first["error_type"], second["event"]) == ("log.unencodable", "KeyError", "token")
+
+
+def test_tokens_that_come_together_keep_to_the_queue_and_are_counted(tmp_path):
+    """As many as there is room for are written, the rest are counted as lost."""
+    log = make(tmp_path, queue_limit=3, on_full="drop")
+    log.tokens([token(index) for index in range(5)])
+    log.close()
+    found = [line for line in lines(tmp_path) if line["event"] == "token"]
+    assert len(found) + log.dropped == 5
+    assert [line["index"] for line in found] == list(range(len(found)))

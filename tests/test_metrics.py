@@ -149,10 +149,20 @@ def test_an_upstream_is_up_when_any_worker_tries_it():
     assert value(render(first.counts())[0], "gateway_upstream_up", upstream="openai") == 0
 
 
+def test_masks_are_counted_by_kind_over_all_workers():
+    """Values that left masked and placeholders that came back altered, in one sum."""
+    workers = make(), make()
+    for metrics in workers:
+        metrics.observe(record(redacted={"email": 2, "card": 1}, altered=3))
+    page = render(add_up([metrics.counts() for metrics in workers]))[0]
+    assert value(page, "gateway_redacted_total", kind="email") == 4
+    assert value(page, "gateway_placeholders_altered_total") == 6
+
+
 def test_every_metric_is_documented():
     """Each metric with each of its labels stands in docs/metrics.md, and nothing else does."""
     metrics = make()
-    metrics.observe(record(route="local/small", error="x"))
+    metrics.observe(record(route="local/small", error="x", redacted={"email": 2}))
     text = (ROOT / "docs/metrics.md").read_text()
     rows = dict(re.findall(r"^\| `(gateway_\w+)` \| \w+ \| ([^|]*)\|", text, re.MULTILINE))
     shown = {}

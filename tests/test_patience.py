@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.patience import Patience, Waits
+from gateway.patience import Patience, Queue, Waits
 
 
 async def forever():
@@ -80,3 +80,39 @@ async def test_hurry_shortens_what_is_left():
     asyncio.get_running_loop().call_soon(patience.hurry, 0.01)
     with pytest.raises(TimeoutError, match="in all"), patience:
         await forever()
+
+
+async def test_a_queue_calls_what_waited_long_enough_and_nothing_else():
+    """In the order in which they came; what was discarded before is not called, and one timer serves all."""
+    queue, called, over = Queue(0.02), [], asyncio.Event()
+    calls = [lambda name=name: called.append(name) for name in "abc"]
+    for call in calls:
+        queue.add(call)
+    queue.discard(calls[1])
+    queue.add(over.set)
+    async with asyncio.timeout(5):
+        await over.wait()
+    assert called == ["a", "c"]
+    assert not queue.used
+
+
+async def test_many_lengths_of_waiting_do_not_pile_up():
+    """Whoever waits for a length of their own leaves nothing behind, and whoever waits goes on waiting."""
+    waits, over = Waits(), asyncio.Event()
+    waits.of(0.02).add(over.set)
+    for number in range(1000):
+        waits.of(100.0 + number)
+    assert len(waits._queues) < 100
+    async with asyncio.timeout(5):
+        await over.wait()
+
+
+async def test_a_shorter_patience_counts_from_its_change():
+    """A long limit on the first wait does not make later ones, which have a shorter limit, late."""
+    patience = Patience(Waits(), 60.0, "nothing came")
+    with patience:
+        pass
+    patience.change(0.01, "nothing more came", total_s=60.0)
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError, match="nothing more"), patience:
+            await forever()

@@ -354,3 +354,17 @@ async def test_a_class_header_that_names_none_is_refused(world):
     made = world()
     with pytest.raises(InvalidRequest):
         await made.pipeline.answer(made.incoming(body(), x_gateway_class="secret"), made.ledger())
+
+
+@pytest.mark.parametrize(("count", "status"), [((700, False), 200), ((9999, False), 403), ((0, True), 403)])
+async def test_a_size_near_a_limit_is_counted_before_it_decides(world, count, status):
+    """The estimate of this prompt reaches over the limit; the count says on which side it is, and without one the upper end holds."""
+    made = world(policy=POLICY + '[[limit]]\nname = "small"\nwhen = { prompt_tokens = "> 1000" }\nnever = { zone = "local" }\n')
+    asked = []
+    made.count = lambda text, model: asked.append((len(text), model)) or count
+    client = Client(made, body("word " * 800))
+    assert (await client.answer()).status == status
+    assert asked == [(4000, "m")]
+    ((_, fields),) = [event for event in made.events if event[0] == "route.decided"]
+    facts = fields["facts"]
+    assert (facts["prompt_tokens_low"] == facts["prompt_tokens_high"]) is not count[1]

@@ -11,7 +11,7 @@ from front import Client, body
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from policy.worlds import EU, HOME, LIMITS, US, VAULT, all_facts, all_health, facts, generation, limit_texts
+from policy.worlds import EU, HOME, LAST_ROUTE, LIMITS, US, VAULT, all_facts, all_health, facts, generation, limit_texts
 from rich.console import Console
 
 from gateway import pipeline
@@ -100,6 +100,18 @@ def test_where_data_could_newly_go_is_told_first_even_as_the_last_candidate():
     assert json.loads(json.dumps(as_json(found)))["new_flows"][0]["class"] == "confidential"
 
 
+def test_what_would_leave_unmasked_is_told():
+    """A policy without the masks of the one before opens no new zone, and yet lets originals out: it is counted, and shown."""
+    masked = generation('[[limit]]\nname = "m"\nredact = "outside"\n', options=OPTIONS)
+    lines = [line(masked, facts(found=("email",)), {}), line(masked, facts(), {}, id_="req_2")]
+    found = replayed(OPEN, *lines, past=(OPEN, masked))
+    assert (found.unmasked, found.changed, found.same, found.new_flows) == (1, 1, 1, [])
+    console = Console(width=160, file=io.StringIO())
+    console.print(render(found))
+    assert "UNMASKED          1 requests" in console.file.getvalue()
+    assert replayed(masked, line(OPEN, facts(found=("email",)), {}), past=(OPEN, masked)).unmasked == 0
+
+
 def test_a_lowered_class_shows_as_a_flow_of_the_class_that_it_was():
     """What was confidential when it was sent is told as such, also when the new files call it internal."""
     before = generation('[classes]\nconfidential = ["email"]\n', options=OPTIONS)
@@ -120,6 +132,9 @@ def without(raw, *names):
 LOWERED = generation('[classes]\ninternal = ["email"]\nconfidential = ["card"]\n', options=OPTIONS)
 TAGGED = generation('[[limit]]\nname = "t"\nwhen = { tags = "x" }\ncache = "off"\n', options=OPTIONS)
 TERMS = generation('[[terms]]\nname = "t"\nclass = "internal"\nwords = ["Acme"]\n', options=OPTIONS)
+CAPPED = generation('[[limit]]\nname = "c"\nmax_cost = 1\n', options=OPTIONS)
+TASKED = generation('[[route]]\nname = "code"\nwhen = { task = "code" }\nuse = ["home"]\n' + LAST_ROUTE, options=OPTIONS)
+CODE = facts(task="code")
 EMAIL = facts(class_="restricted", found=("email",))
 
 
@@ -131,6 +146,10 @@ EMAIL = facts(class_="restricted", found=("email",))
         (TAGGED, without(line(OPEN, facts(), {}), "tags"), 'asks for "tags", which was not logged'),
         (OPEN, line(OPEN, facts(), {}, detector="0000"), "the detector has changed since (0000)"),
         (TERMS, line(OPEN, facts(), {}), "the customer terms have changed"),
+        (TASKED, line(OPEN, facts(), {}), "the task was not worked out then"),
+        (TASKED, line(OPEN, CODE, {}, classifier="0000"), "the classifier has changed since (0000)"),
+        (TASKED, without(line(OPEN, CODE, {}), "task"), 'asks for "task", which was not logged'),
+        (CAPPED, without(line(OPEN, facts(), {}), "choices"), 'asks for "choices", which was not logged'),
         (OPEN, line(OPEN, facts(tenant="[masked]"), {}), "a fact was masked"),
         (LOWERED, without(line(OPEN, EMAIL, {}), "class_floor"), "its class may be lower now"),
     ],
@@ -160,6 +179,12 @@ def test_the_class_is_worked_out_again_under_other_classes(request_, class_):
     again = decided.decide(decided._decided.decode(raw), raw)
     takes = {"internal": 4, "confidential": 3, "restricted": 2}
     assert len(again.candidates) == takes[class_]
+
+
+def test_a_logged_task_is_decided_by_again():
+    """Where the same model guessed it, and the same request goes the same way."""
+    (found,) = [replayed(TASKED, line(TASKED, CODE, {}, policy=f"p0@{OPEN.hash}"))]
+    assert (found.replayed, found.not_replayable) == (1, {})
 
 
 def test_damaged_lines_and_other_events_are_passed_over():

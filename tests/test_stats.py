@@ -91,6 +91,19 @@ def test_sums_by_route(tmp_path):
     assert (summary.total.duration_ms.p50, summary.total.duration_ms.p99) == (100.0, 300.0)
 
 
+def test_masks_are_told_in_both_forms(tmp_path):
+    """Values masked by kind, and placeholders that came back altered; without any, the table has no line on them."""
+    console = Console(width=200, record=True, file=io.StringIO())
+    write(tmp_path, record(1))
+    console.print(render(summarise(tmp_path, 60, now_s=NOW_S)))
+    assert "masked" not in console.export_text()
+    write(tmp_path, record(2, redacted={"email": 2}, altered=1), record(3, redacted={"email": 1, "card": 1}), segment="front-1")
+    summary = summarise(tmp_path, 60, now_s=NOW_S)
+    console.print(render(summary))
+    assert "masked: card 1, email 3; placeholders that came back altered: 1" in console.export_text()
+    assert json.loads(as_json(summary))["redacted"] == {"email": 3, "card": 1}
+
+
 def test_the_table_and_the_json_tell_the_same(tmp_path):
     """Both forms of a summary carry its figures; an empty log gives an empty table, not an error."""
     console = Console(width=200, record=True, file=io.StringIO())

@@ -39,7 +39,7 @@ def asked(text, **more):
         ("Write a short poem about the sea.", "writing"),
         ("Who invented the printing press?", "question"),
         ("hello, how are you?", "chat"),
-        ("把下面的句子翻译成英文：会议推迟了。", "translation"),
+        ("把下面的句子翻译成英文: 会议推迟了。", "translation"),
     ],
 )
 def test_plain_requests_are_told_apart(text, task):

@@ -130,7 +130,7 @@ def routes(
 
     @post("/v1/route", status_code=200, request_max_body_size=config.server.max_body_bytes)
     async def explain(request: Request[Any, Any, Any]) -> Response[State]:
-        """Where an ordinary body would go and why; nobody is called. Scope `admin`; the query takes `DRY_RUN_WORDS`."""
+        """Where an ordinary body would go and why; nobody is called. Scope `admin`; of the query it takes DRY_RUN_WORDS."""
         headers = header_map(request.scope)
         principal = keys.principal(bearer(headers))
         principal.require("admin")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import count
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -14,6 +15,7 @@ from gateway.errors import Conflict, Forbidden, did_you_mean
 from gateway.facts import Facts
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, USUAL_OUTPUT_TOKENS, Generation, Limit, Route, Row, long_output
+from gateway.privacy import UNSCANNABLE
 
 PRIOR_TTFT_MS = 100.0
 """Time to first token that an option is believed to have until one was measured: low, so that a new one is tried soon."""
@@ -26,6 +28,15 @@ _CACHE_RANK: Mapping[str, int] = MappingProxyType({"off": 0, "exact": 1, "semant
 _MOST_CACHED_RANK = RANK["internal"]
 _MOST_STORED_RANK = RANK["internal"]
 _PERSONAL_RANK = RANK["confidential"]
+_UNSCANNED_RANK = RANK["restricted"]
+"""What could not be scanned is of this class, with nothing found."""
+_MASKABLE = frozenset(
+    {
+        "chat/completions", "completions", "messages", "messages/count_tokens",
+        "responses", "responses/compact", "responses/input_tokens",
+    }
+)  # fmt: skip
+"""Endpoints whose bodies are text that can be masked, and whose answers can be restored."""
 
 
 def decide(generation: Generation, policy_name: str, facts: Facts, health: HealthOf) -> Decision:
@@ -38,7 +49,11 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     found = _permitted(generation, facts, held & generation.limit_bits)
     removed = found.removed
     allowed: Sequence[Row] = found.rows
-    if found.cap is not None:
+    redact = found.redact is not None and _needs_masks(facts)
+    if redact and found.redact is not None:
+        allowed, bare = _maskable(allowed, found.redact, facts)
+        removed += bare
+    if found.cap is not None and not _all_affordable(found.dearest, found.cap, facts):
         allowed, dear = _affordable(allowed, found.cap, facts)
         removed += dear
     first = held >> len(generation.limits)
@@ -68,8 +83,9 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
         rule=route.name if route else "",
         candidates=candidates,
         removed=removed,
-        cache=found.cache if wanted else "off",
+        cache=found.cache if wanted and not redact else "off",
         log_text=found.log_text,
+        redact=redact,
         deadline_ms=deadline_ms,
         limits=found.limits,
         refusal=refusal,
@@ -91,6 +107,10 @@ class _Permitted(Struct, frozen=True):
     """The limits that hold."""
     cap: Limit | None
     """The lowest cap on costs."""
+    redact: Limit | None
+    """The first that masks what leaves."""
+    dearest: tuple[float, float, int] | None
+    """The highest prices and the longest answer of all rows together; None where a price is not known."""
     cache: CacheMode
     log_text: bool
     limits: tuple[str, ...]
@@ -129,6 +149,8 @@ def _work_out(generation: Generation, facts: Facts, held: int) -> _Permitted:
         substituted=any(not row.bit & own for row in rows),
         held=limits,
         cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
+        redact=next((limit for limit in limits if limit.redacts), None),
+        dearest=_dearest(rows),
         cache=_cache(limits, facts),
         log_text=_log_text(generation, limits, facts),
         limits=tuple(limit.name for limit in limits),
@@ -234,8 +256,10 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
 
 
 def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts) -> Sequence[Row]:
-    """What a limit leaves, also by its cap on costs."""
-    left = _permitted_rows(rows, (limit,), [])
+    """What a limit leaves, also by its masks and its cap on costs."""
+    left: Sequence[Row] = _permitted_rows(rows, (limit,), [])
+    if limit.redacts and _needs_masks(facts):
+        left, _ = _maskable(left, limit, facts)
     return left if limit.max_cost is None else _affordable(left, limit, facts)[0]
 
 
@@ -251,8 +275,52 @@ def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[
     return [row for row in rows if row.bit & left]
 
 
+def _needs_masks(facts: Facts) -> bool:
+    """Whether there is anything to mask; what could not be scanned may hold anything."""
+    return bool(facts.found) or RANK[facts.class_] >= _UNSCANNED_RANK
+
+
+def _maskable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+    """The local options, and those others for which the request can be masked and the answer restored; why the rest is not."""
+    causes = {row.name: "" if row.option.zone == "local" else _unmaskable(row, facts) for row in rows}
+    bare = [Removed(option=name, by="redact", reason=f"{limit.cause}: {why}") for name, why in causes.items() if why]
+    return [row for row in rows if not causes[row.name]], tuple(bare)
+
+
+def _unmaskable(row: Row, facts: Facts) -> str:
+    """Why this option cannot get a masked request; empty: as far as the facts tell, it can."""
+    if facts.endpoint not in _MASKABLE:
+        return f"{facts.endpoint} cannot be masked"
+    if UNSCANNABLE in facts.found:
+        return "files and images cannot be masked"
+    if "logprobs" in facts.needs:
+        return "log probabilities would be those of the masked text; leave out logprobs"
+    if facts.stores and _speaks(row, facts):
+        return f"{row.option.upstream} would store a masked answer, which nobody could restore; send store: false"
+    if facts.endpoint == "responses/compact" and _speaks(row, facts):
+        return f"{row.option.upstream} would seal a masked summary, which nobody could restore"
+    return ""
+
+
 def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
+
+
+def _dearest(rows: Sequence[Row]) -> tuple[float, float, int] | None:
+    inputs = [row.input_usd for row in rows if row.input_usd is not None]
+    outputs = [row.output_usd for row in rows if row.output_usd is not None]
+    if not rows or len(inputs) < len(rows) or len(outputs) < len(rows):
+        return None
+    return max(inputs), max(outputs), max(row.long_output for row in rows)
+
+
+def _all_affordable(dearest: tuple[float, float, int] | None, cap: Limit, facts: Facts) -> bool:
+    """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain."""
+    if dearest is None or cap.max_cost is None:
+        return False
+    input_usd, output_usd, long = dearest
+    most_usd = (facts.prompt_tokens_high * input_usd + (facts.max_output or long) * facts.choices * output_usd) / 1e6
+    return most_usd <= cap.max_cost
 
 
 def _affordable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
@@ -297,7 +365,8 @@ def _ordered(
     prompt, choices, most = facts.prompt_tokens, facts.choices, facts.max_output or USUAL_OUTPUT_TOKENS
     embeds = facts.endpoint == "embeddings"
     state_of = health.get
-    chosen, names, waits, down = [], [], [], []
+    chosen: list[Chosen] = []
+    names, waits, down = [], [], []
     # The loop says what `expected_cost_usd` and `expected_ttft_ms` do, without two calls for each option.
     for row in rows:
         option, name, _, _, _, input_usd, output_usd, _, usual = row
@@ -310,42 +379,46 @@ def _ordered(
             if embeds:
                 cost = prompt * input_usd / 1e6
             elif output_usd is not None:
-                cost = (prompt * input_usd + (most if most < usual else usual) * choices * output_usd) / 1e6
+                cost = (prompt * input_usd + (min(usual, most)) * choices * output_usd) / 1e6
         wait = state.in_flight + 1
         if state.ttft_ms is not None:
             time = state.ttft_ms * wait
         chosen.append(Chosen(option, cost, time))
         names.append(name)
         waits.append(wait)
-    if route is not None and len(chosen) > 1:
-        order = range(len(chosen))
-        if route.order == "cost":
-            order = _by_score(
-                [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen], route, facts
-            )
-        elif route.order == "latency":
-            times = [one.expected_ttft_ms for one in chosen]
-            believed = [PRIOR_TTFT_MS * wait if time is None else time for time, wait in zip(times, waits, strict=True)]
-            order = _by_score(believed, route, facts)
+    if route is None or len(chosen) < 2:
+        return tuple(chosen), tuple(down)
+    scores: list[float] | None = None
+    if route.order == "cost":
+        scores = [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen]
+    elif route.order == "latency":
+        scores = [
+            PRIOR_TTFT_MS * wait if one.expected_ttft_ms is None else one.expected_ttft_ms
+            for one, wait in zip(chosen, waits, strict=True)
+        ]
+    if scores is not None:
+        order = sorted(zip(scores, count(), chosen, names))  # the count decides where scores are the same
+        if route.within is not None:
+            _share(order, route.within, facts.seed)
         if route.use:
-            last = len(route.use)
-            places = [route.places.get(name, last) for name in names]
-            order = sorted(order, key=places.__getitem__)
-        chosen = [chosen[place] for place in order]
+            last, places = len(route.use), route.places
+            order.sort(key=lambda one: places.get(one[3], last))
+        chosen = [one for _, _, one, _ in order]
+    elif route.use:
+        last = len(route.use)
+        ranked = sorted(zip([route.places.get(name, last) for name in names], count(), chosen))
+        chosen = [one for _, _, one in ranked]
     return tuple(chosen), tuple(down)
 
 
-def _by_score(scores: list[float], route: Route, facts: Facts) -> list[int]:
-    """Places by score. `within` draws the order of the head, all that are nearly as good as the best, so that load does not herd."""
-    order = sorted(range(len(scores)), key=scores.__getitem__)
-    if route.within is not None:
-        worst = scores[order[0]] * route.within
-        size = sum([score <= worst for score in scores])
-        if size > 1:
-            head = order[:size]
-            random.Random(facts.seed).shuffle(head)
-            order[:size] = head
-    return order
+def _share(order: list[tuple[float, int, Chosen, str]], within: float, seed: str) -> None:
+    """Draw the order of the head, all that are nearly as good as the best, so that load does not herd to one."""
+    worst = order[0][0] * within
+    size = sum([one[0] <= worst for one in order])
+    if size > 1:
+        head = order[:size]
+        random.Random(seed).shuffle(head)
+        order[:size] = head
 
 
 def _cache(limits: Iterable[Limit], facts: Facts) -> CacheMode:
@@ -382,6 +455,7 @@ def _refusal(
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
             cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
         return Refusal(
@@ -406,6 +480,15 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
 def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
     return [limit.name for limit in limits if len(_allowed(rows, limit, facts)) < len(rows)]
+
+
+def _unmasked_text(limits: Iterable[Limit], rows: Iterable[Row], facts: Facts) -> str:
+    """Why masks did not help, where a limit asks for them: the mend may be in the request."""
+    if not _needs_masks(facts) or not any(limit.redacts for limit in limits):
+        return ""
+    causes = [_unmaskable(row, facts) for row in rows if row.option.zone != "local"]
+    told = "; ".join(dict.fromkeys(filter(None, causes)))
+    return f" ({told})" if told else ""
 
 
 def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
@@ -434,7 +517,7 @@ def pin(decision: Decision, upstream: str, *, what: str = "the previous response
     if "down" in causes:
         said = f'"{upstream}" keeps {what} and is not available.'
         return replace(decision, candidates=(), refusal=Refusal(kind="unavailable", message=said, should_retry=True))
-    if causes & {"class", "store", "limit", "cost", "route"}:
+    if causes & {"class", "store", "limit", "cost", "redact", "route"}:
         said = f'The policy does not allow this request to go to "{upstream}", which keeps {what}.'
         return replace(decision, candidates=(), refusal=Refusal(kind="forbidden", message=said))
     said = f'"{upstream}" keeps {what} and does not serve this model; name the model that made it.'

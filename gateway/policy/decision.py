@@ -54,7 +54,7 @@ class Removed(Struct, frozen=True, kw_only=True):
     """Why one candidate may not or cannot serve."""
 
     option: str
-    by: Literal["capability", "context", "class", "store", "limit", "cost", "route", "down", "deadline"]
+    by: Literal["capability", "context", "class", "store", "limit", "cost", "redact", "route", "down", "deadline"]
     reason: str
     """For people: `limit "secrets never leave" (policies/privacy.toml:12)`."""
 
@@ -89,6 +89,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     cache: CacheMode = "off"
     log_text: bool = False
     """Whether the text of this request and its answer may stand in the log."""
+    redact: bool = False
+    """Whether what the detector finds is masked in what leaves to a zone other than `local`."""
     deadline_ms: int | None = None
     """Longest wait for the first token, over all attempts."""
     limits: tuple[str, ...] = ()

@@ -27,6 +27,8 @@ Words = str | tuple[str, ...]
 Ranking = Literal["cost", "latency", "listed"]
 
 KIND_NAMES = tuple(kind.name for kind in KINDS)
+EFFECTS = ("only", "never", "max_cost", "cache", "log", "redact")
+"""What a limit can do; it needs one at least."""
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -70,6 +72,8 @@ class LimitBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The most the cache may do: `off`, `exact`, `semantic`."""
     log: Literal["no text"] | None = None
     """`no text`: neither the prompt nor the answer is written to the log."""
+    redact: Literal["outside"] | None = None
+    """`outside`: what the detector finds is masked in what leaves to a zone other than `local`, and put back into the answer."""
 
 
 class RouteBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -104,6 +108,8 @@ class ExpectBlock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Every candidate stands in one of these zones; there may be none."""
     cache: CacheMode | None = None
     """What the cache may do."""
+    redact: bool | None = None
+    """Whether what is found is masked in what leaves."""
     rule: str | None = None
     """Name of the route that ranked."""
 
@@ -185,7 +191,6 @@ class Vocabulary(Struct, frozen=True):
 
 _ABSENT: Mapping[str, str] = MappingProxyType(
     {
-        "redact": "nothing would be masked; use `only` to keep such requests at home",
         "hedge": "no second copy would be sent; use `within` to share the load",
         "rollout": "the change would reach every request at once; bind a few keys to another policy in config.toml",
         "budget": "nothing would be counted; use max_cost to cap single requests",
@@ -343,8 +348,8 @@ def _word_fault(word: str) -> str | None:
 def _limit_faults(file: TomlFile, shape: Shape, vocabulary: Vocabulary) -> Iterator[Problem]:
     for index, limit in enumerate(shape.limit):
         here: KeyPath = ("limit", index)
-        if all(effect is None for effect in (limit.only, limit.never, limit.max_cost, limit.cache, limit.log)):
-            yield file.problem(here, f'the limit "{limit.name}" limits nothing; give only, never, max_cost, cache or log')
+        if all(getattr(limit, effect) is None for effect in EFFECTS):
+            yield file.problem(here, f'the limit "{limit.name}" limits nothing; give {", ".join(EFFECTS[:-1])} or {EFFECTS[-1]}')
         for key, target in (("only", limit.only), ("never", limit.never)):
             if target is not None:
                 yield from _target_faults(file, (*here, key), target, vocabulary)

@@ -18,7 +18,7 @@ from gateway import tasks
 from gateway.config import CLASSES, Class, Config
 from gateway.errors import ConfigError, Problem, did_you_mean
 from gateway.facts import Facts
-from gateway.policy.conditions import Matcher
+from gateway.policy.conditions import Matcher, parse
 from gateway.policy.decision import CacheMode, Option, Removed
 from gateway.policy.document import (
     KIND_NAMES,
@@ -147,6 +147,8 @@ class Limit(Struct, frozen=True, kw_only=True):
     max_cost: float | None
     cache: CacheMode | None
     hides_text: bool
+    redacts: bool
+    """Whether it masks what leaves to a zone other than `local`."""
     bit: int
     """One of its own among all limits."""
     whole_classes: tuple[Class, ...]
@@ -223,6 +225,15 @@ class Generation:
         self._rows = {name: tuple(_row(option, bits) for option in options) for name, options in catalogue.models.items()}
         self._every = tuple(_row(option, bits) for option in catalogue.options())
         self.local_rows = tuple(row for row in self._every if row.option.zone == "local")
+        self.size_steps = sorted(_size_steps(self.limits))
+        """Sizes of prompts at which some limit begins or ceases to hold."""
+        caps = [limit.max_cost for limit in self.limits if limit.max_cost is not None]
+        self.lowest_cap = min(caps, default=None)
+        """Of all limits on costs, whether or not they hold."""
+        self._contexts = {
+            name: sorted({row.option.context for row in (*rows, *self.local_rows) if row.option.context is not None})
+            for name, rows in self._rows.items()
+        }
         self._pairs: dict[str, tuple[tuple[str, str], ...]] = {}
         contexts = [row.option.context for row in self._every if row.option.context is not None]
         self.shortest_context: float = min(contexts, default=math.inf)
@@ -239,6 +250,10 @@ class Generation:
     def rows_for(self, model: str) -> tuple[Row, ...]:
         """As `options_for`, in the form `decide` works on."""
         return self._rows.get(model, ())
+
+    def contexts(self, model: str) -> list[int]:
+        """The context lengths of a model's options and of the local ones, ascending."""
+        return self._contexts.get(model, [])
 
     def pairs(self, model: str) -> tuple[tuple[str, str], ...]:
         """(upstream, model) of every option that a request for this model may come to: its own and the local ones."""
@@ -433,6 +448,7 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 max_cost=block.max_cost,
                 cache=block.cache,
                 hides_text=block.log is not None,
+                redacts=block.redact is not None,
                 bit=next(own_bits),
                 whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
                 cause=f'limit "{block.name}" ({place})',
@@ -524,6 +540,13 @@ def _weighs_cost(shape: Shape) -> bool:
     """Whether a price can change a decision: by a cap, or by an order."""
     by_cost = any(route.order_by == "cost" or (route.use and _order_after(route) == "cost") for route in shape.route)
     return by_cost or any(limit.max_cost is not None for limit in shape.limit)
+
+
+def _size_steps(limits: Iterable[Limit]) -> Iterator[float]:
+    for limit in limits:
+        if "prompt_tokens" in limit.when:
+            for low, high in parse("prompt_tokens", limit.when["prompt_tokens"]).ranges:
+                yield from (low, high + 1)
 
 
 def _bits(catalogue: Catalogue) -> dict[str, int]:

@@ -112,5 +112,7 @@ def _misses(expect: ExpectBlock, decision: Decision) -> Iterable[str]:
         yield from (f"expected only zone {', '.join(zones)}, got {option.name} in {option.zone}" for option in outside)
     if expect.cache is not None and expect.cache != decision.cache:
         yield f"expected cache {expect.cache}, got {decision.cache}"
+    if expect.redact is not None and expect.redact != decision.redact:
+        yield f"expected {'masks' if expect.redact else 'no masks'} on what leaves, got {'masks' if decision.redact else 'none'}"
     if expect.rule is not None and expect.rule != decision.rule:
         yield f'expected the route "{expect.rule}", got "{decision.rule}"'

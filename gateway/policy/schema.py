@@ -43,7 +43,7 @@ def policy_schema() -> dict[str, Any]:
     for name in ("Target", "ExpectBlock"):
         parts[name]["minProperties"] = 1
     parts["TestBlock"]["properties"]["given"] |= _given()
-    parts["LimitBlock"]["anyOf"] = [{"required": [effect]} for effect in ("only", "never", "max_cost", "cache", "log")]
+    parts["LimitBlock"]["anyOf"] = [{"required": [effect]} for effect in document.EFFECTS]
     parts["RouteBlock"]["oneOf"] = [{"required": ["order_by"]}, {"required": ["use"], "properties": {"use": {"minItems": 1}}}]
     parts["TermsBlock"]["anyOf"] = [{"required": ["words"]}, {"required": ["file"]}]
     parts["TermsBlock"]["properties"]["name"]["pattern"] = _NAME

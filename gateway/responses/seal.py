@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +16,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gateway.errors import Unavailable
+from gateway.files import own_key
 
 PREFIX = "gwc1."
 """What every sealed text of ours begins with."""
 
-_KEY_BYTES = 32
 _NONCE_BYTES = 12
 
 
@@ -60,7 +57,7 @@ class Seal:
     def _key(self) -> AESGCM:
         if self._cipher is None:
             try:
-                self._cipher = AESGCM(_key_of(self._path))
+                self._cipher = AESGCM(own_key(self._path))
             except (OSError, ValueError) as error:
                 said = f"The key for compactions ({self._path.name}) cannot be used ({type(error).__name__}); tell the operator."
                 raise Unavailable(said, code="state_unavailable", should_retry=False) from None
@@ -69,22 +66,3 @@ class Seal:
 
 def _bound_to(tenant: str) -> bytes:
     return b"compaction\0" + tenant.encode("utf-8", "surrogatepass")
-
-
-def _key_of(path: Path) -> bytes:
-    """The key in the file, or a new one; of several processes that make one at once, all take the first."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        # A link is made whole or not at all, and never in the place of a key that is there.
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-        Path(temporary).unlink()
-    key = path.read_bytes()
-    if len(key) != _KEY_BYTES:
-        raise ValueError("the file holds no key")
-    return key

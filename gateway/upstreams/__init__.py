@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
+from gateway.redact import Vault
+
 
 class Upload(Protocol):
     """A body that is not in memory. It is taken part by part, no faster than the upstream reads."""
@@ -49,6 +51,8 @@ class Call(Struct, frozen=True):
     upload: Upload | None = None
     """Sent in the place of `body`, which is empty then."""
     content_type: str = "application/json"
+    vault: Vault | None = None
+    """What stands for what in `body`, when it was masked: the answer is restored with it. No upstream gets to see it."""
 
     @property
     def target(self) -> str:

@@ -45,6 +45,12 @@ EFFECTS = (
 )
 
 
+def when_of_route(index: int) -> str:
+    """The last six are general; those before are the same for one key alone, or they would never be reached."""
+    when = WHENS[index % 6].replace("3000", "30000")
+    return when if index >= N_ROUTES - 7 else when.replace("{ ", f'{{ key_label = "k{index}", ')
+
+
 def make_generation() -> Generation:
     """20 upstreams in three zones, 35 limits, 15 routes."""
     options = tuple(
@@ -67,10 +73,7 @@ def make_generation() -> Generation:
         f'[[limit]]\nname = "l{index}"\n{WHENS[index % len(WHENS)]}\n{EFFECTS[index % len(EFFECTS)]}\n'
         for index in range(N_LIMITS)
     ]
-    routes = [
-        f'[[route]]\nname = "r{index}"\n{WHENS[index % 6].replace("3000", "30000")}\norder_by = "cost"\n'
-        for index in range(N_ROUTES - 1)
-    ]
+    routes = [f'[[route]]\nname = "r{index}"\n{when_of_route(index)}\norder_by = "cost"\n' for index in range(N_ROUTES - 1)]
     last = '[[route]]\nname = "rest"\norder_by = "latency"\nwithin = 1.2\n'
     text = 'policy = "p"\n' + "".join(limits) + "".join(routes) + last
     catalogue = Catalogue(upstreams=tuple(one.upstream for one in options), models={"auto": options}, substitutable=("auto",))

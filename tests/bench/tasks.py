@@ -15,7 +15,6 @@ import gzip
 import json
 import math
 import random
-import statistics
 import timeit
 import tomllib
 import zlib
@@ -155,7 +154,7 @@ def train(folder: Path | None) -> bytes:
     # and sets that were never seen lose (GSM8K 77 -> 48 %, the tuned hand-written prompts 74 -> 68 %).
     scale = 127 / np.abs(fitted).max()
     weights = np.rint(fitted * scale).astype(int) + 128
-    bias = tuple(int(round(one * scale)) for one in model.intercept_)
+    bias = tuple(round(float(one) * scale) for one in model.intercept_)
     return tasks.packed(names, weights.T.astype(np.uint8).tobytes(), bias, round(MARGIN * scale))
 
 
@@ -180,7 +179,7 @@ def judge(name: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str, s
 
 
 def confusion(found: list[tuple[str, str, str]]) -> None:
-    names = [name for name in tasks.TASKS]
+    names = list(tasks.TASKS)
     counts = Counter((meant, guessed) for meant, guessed, _ in found)
     print(f"\n{'meant':<12}" + "".join(f"{name[:7]:>8}" for name in names) + "   recall                  precision")
     for meant in names[:-1]:

@@ -1,7 +1,9 @@
 """Policies of a running gateway: tried out, explained afterwards, applied and taken back; every process and log line real."""
 
 import json
+import threading
 
+import httpx
 import pytest
 from gateways import Gateway, until
 
@@ -130,3 +132,28 @@ def test_a_rollback_that_loses_a_limit_asks_first(gateway):
     assert "twice" in (gateway.policies / "all.toml").read_text()
     assert gateway.cli("policy", "rollback", "1", stdin="y\n").returncode == 0
     until(lambda: len(in_force(gateway)) == 3, "the first policies again", 5)
+
+
+def test_a_thousand_saves_fail_no_request(gateway):
+    """While a policy is saved a thousand times, whole and in halves, every request is answered, and the last save comes into force."""
+    statuses = set()
+    over = threading.Event()
+
+    def ask():
+        with httpx.Client(headers={"authorization": f"Bearer {gateway.key}"}) as client:
+            while not over.is_set():
+                statuses.add(client.post(f"{gateway.url}/v1/chat/completions", json=HELLO).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    file = gateway.policies / "all.toml"
+    for number in range(999):
+        text = LIMITED + f'[[limit]]\nname = "cap"\nmax_cost = {number}\n'
+        file.write_text(text if number % 3 else text[: number % len(text)])
+    file.write_text(LIMITED + '[[limit]]\nname = "the last"\ncache = "off"\n')
+    key = gateway.cli("keys", "new", "ops", "--scope", "admin").stdout.strip()
+    limits = lambda: gateway.post("route", json=HELLO, headers={"authorization": f"Bearer {key}"}).json()["decision"]["limits"]  # noqa: E731
+    until(lambda: limits() == ["the last"], "the last save in force", 10)
+    over.set()
+    asking.join(30)
+    assert statuses == {200}

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from policy.slow_conditions import compile_when
 
 from gateway.facts import Facts
+from gateway.policy.decide import _unmaskable, _unmasked_text
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, Generation, Limit, Policy, Route, Row
 
@@ -55,8 +56,9 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
             *_ordered([row for row in ready if row.name not in own], route, facts, health),
         ),
         removed=tuple(removed),
-        cache=_cache(limits, facts) if wanted else "off",
+        cache=_cache(limits, facts) if wanted and not _redacts(limits, facts) else "off",
         log_text=_log_text(generation, limits, facts),
+        redact=_redacts(limits, facts),
         deadline_ms=_deadline_ms(route, facts),
         limits=tuple([limit.name for limit in limits]),
         refusal=refusal,
@@ -173,8 +175,20 @@ def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: li
             left ^= taken
             removed += [limit.removes[row.name] for row in rows if row.bit & taken]
     rows = [row for row in rows if row.bit & left]
+    if _redacts(limits, facts):
+        first = next(limit for limit in limits if limit.redacts)
+        reasons = {row.name: _unmaskable(row, facts) for row in rows if row.option.zone != "local"}
+        removed += [
+            Removed(option=name, by="redact", reason=f"{first.cause}: {reason}") for name, reason in reasons.items() if reason
+        ]
+        rows = [row for row in rows if not reasons.get(row.name)]
     caps = [limit for limit in limits if limit.max_cost is not None]
     return _affordable(rows, min(caps, key=_cap), facts, removed) if caps else rows
+
+
+def _redacts(limits: Iterable[Limit], facts: Facts) -> bool:
+    """Whether there is something to mask, and a limit that wants it masked."""
+    return any(limit.redacts for limit in limits) and (facts.found != () or facts.class_ == "restricted")
 
 
 def _cap(limit: Limit) -> float:
@@ -315,6 +329,7 @@ def _refusal(
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
             cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
         return Refusal(

@@ -3,9 +3,8 @@
 import pytest
 from hypothesis import given as given_
 from hypothesis import strategies as st
-from worlds import all_facts, facts, whens
-
 from policy.slow_conditions import compile_when
+from worlds import all_facts, facts, whens
 
 from gateway.policy.conditions import FACTS, BadConditionError, Matcher, parse
 

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from policy import slow_decide
 from hypothesis import given
 from hypothesis import strategies as st
+from policy import slow_decide
 from worlds import (
     DARK,
     EU,
@@ -26,7 +26,15 @@ from worlds import (
 
 from gateway.errors import Conflict, Forbidden
 from gateway.facts import Facts
-from gateway.policy.decide import MOST_KINDS, PRIOR_TTFT_MS, decide, expected_cost_usd, policy_for, worst_cost_usd
+from gateway.policy.decide import (
+    _CACHE_RANK,
+    MOST_KINDS,
+    PRIOR_TTFT_MS,
+    decide,
+    expected_cost_usd,
+    policy_for,
+    worst_cost_usd,
+)
 from gateway.policy.decision import Health
 from gateway.policy.generation import Generation
 
@@ -266,6 +274,8 @@ def test_adding_a_limit_never_adds_an_upstream_in_any_order_of_files(few, more, 
     rng.shuffle(texts)
     after = decide(generation("", *texts, options=OPTIONS), "p0", request, health)
     assert {one.option.name for one in after.candidates} <= {one.option.name for one in before.candidates}
+    assert after.redact >= before.redact
+    assert _CACHE_RANK[after.cache] <= _CACHE_RANK[before.cache] or not before.candidates
 
 
 @given(LIMITS, all_facts(models=("auto", "unknown")), all_health(OPTIONS))
@@ -377,6 +387,54 @@ def test_adding_a_limit_never_adds_an_upstream_for_a_named_model_either(few, mor
     before = decide(named("", *texts[: len(few)]), "p0", request, health)
     after = decide(named("", *texts), "p0", request, health)
     assert set(names(after)) <= set(names(before))
+
+
+MASKED = '[[limit]]\nname = "masked"\nredact = "outside"\n'
+BOTH = (HOME, option("eu-api", zone="eu", capabilities=("chat", "responses", "logprobs", "embeddings", "responses/compact")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"endpoint": "embeddings", "needs": ("embeddings",)}, "embeddings cannot be masked"),
+        ({"endpoint": "files", "needs": ()}, "files cannot be masked"),
+        ({"found": ("email", "unscannable")}, "files and images cannot be masked"),
+        ({"needs": ("chat", "logprobs")}, "leave out logprobs"),
+        ({"stores": True, "class_": "internal"}, "send store: false"),
+        ({"endpoint": "responses/compact", "needs": ("responses",), "via_chat": ("chat",)}, "would seal a masked summary"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_masked_loses_the_upstreams_outside(changes, why):
+    """They are removed with the limit and the reason, in the decision itself; nothing is left to the moment of sending."""
+    request = facts(**{"found": ("email",), "class_": "confidential", **changes})
+    decision = decide(generation(MASKED, options=BOTH), "p0", request, {})
+    (removed,) = (one for one in decision.removed if one.by == "redact")
+    assert (removed.option, decision.redact) == ("eu-api/m", True)
+    assert removed.reason.startswith('limit "masked" (policies/p0.toml:2): ')
+    assert why in removed.reason
+    assert "eu-api" not in names(decision)
+
+
+def test_the_client_is_told_what_stands_in_the_way_of_masks():
+    """The mend may be in the request, so the refusal has it."""
+    refusal = decide(generation(MASKED, options=BOTH[1:]), "p0", facts(found=("card",), needs=("chat", "logprobs")), {}).refusal
+    assert (refusal.kind, '"masked" (log probabilities' in refusal.message) == ("forbidden", True)
+
+
+@pytest.mark.parametrize("changes", [{"found": ("email",)}, {"class_": "restricted"}], ids=str)
+def test_masks_lower_no_class_and_open_nothing(changes):
+    """Only what may leave anyway leaves masked, and the cache is off; text that could not be scanned counts as sensitive."""
+    options = (HOME, EU, US)
+    request = facts(**changes)
+    without, with_ = (decide(generation(text, options=options), "p0", request, {}) for text in ("", MASKED))
+    assert (names(with_), with_.redact, with_.cache) == (names(without), True, "off")
+
+
+def test_a_request_without_findings_is_not_masked():
+    """There is nothing to hide, so upstream and cache serve it as they would without the limit."""
+    decision = decide(generation(MASKED), "p0", facts(endpoint="embeddings", needs=("chat",)), {})
+    assert (decision.redact, decision.cache, len(decision.candidates)) == (False, "semantic", 3)
 
 
 def test_a_refusal_also_names_what_the_able_ones_lack():

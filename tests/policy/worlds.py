@@ -154,6 +154,7 @@ EFFECTS = st.sampled_from(
         "max_cost = 0.01",
         'cache = "exact"',
         'log = "no text"',
+        'redact = "outside"',
     ],
 )
 LIMITS = st.lists(st.tuples(WHENS, EFFECTS), max_size=5)
