@@ -14,7 +14,7 @@ import secrets
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from itertools import accumulate, pairwise, repeat
 from types import MappingProxyType
@@ -136,6 +136,8 @@ _FEW = 16
 _ESCAPED = re.compile(r"(?<!\\)\\+(?:u00([2-7][0-9A-Fa-f])|([\"'/])|[nrt])")
 _BREAKS = re.compile(r"(?<!\\)\\+[nrt]")
 _QUOTES = tuple((f"\\{mark}", re.compile(rf"(?<!\\)\\+{mark}"), mark) for mark in "\"'/")
+_SINGLE = (*((f"\\{letter}", "\n") for letter in "nrt"), *((f"\\{mark}", mark) for mark in "\"'/"))
+"""Where no backslash follows another, all these are replaced at the speed of memory."""
 _UNICODE_ESCAPE = re.compile(r"(?<!\\)\\+u00([2-7][0-9A-Fa-f])")
 
 
@@ -160,7 +162,7 @@ def normalise(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Three ways to the same end: for few foldable characters, for some, and for many."""
+    """Several ways to the same end: for few foldable characters, few different ones, some, and many."""
     foreign = _encode(text).translate(None, _ASCII)
     if 4 * len(foreign) <= len(text) + 256:
         letters = [letter for letter in set(foreign.decode("utf-8", "surrogatepass")) if letter in _FOLDED]
@@ -168,6 +170,15 @@ def _folded(text: str) -> str:
             for letter in letters:
                 text = text.replace(letter, _FOLDED[letter])
             return text
+    place = 0
+    for _ in range(_FEW):
+        match = _FOLDABLE.search(text, place)
+        if match is None:
+            return text
+        plain = _FOLDED.get(match[0])
+        if plain is not None:
+            text = text.replace(match[0], plain)
+        place = match.end() if plain is None else match.start()
     most = len(text) // 32 + 1
     folded, n_folds = _FOLDABLE.subn(_fold, text, count=most)
     return folded if n_folds < most else text.translate(_FOLDED_BY_CODE)
@@ -175,7 +186,10 @@ def _folded(text: str) -> str:
 
 def _unescaped(text: str) -> str:
     """One pass for each escape that is there. Those written as numbers come last: what they stand for is not read again."""
-    if "\\n" in text or "\\t" in text or "\\r" in text:
+    if "\\\\" not in text:
+        for mark, plain in _SINGLE:
+            text = text.replace(mark, plain)
+    elif "\\n" in text or "\\t" in text or "\\r" in text:
         text = _BREAKS.sub("\n", text)
     for mark, pattern, plain in _QUOTES:
         if mark in text:
@@ -365,74 +379,104 @@ class Detector:
         One pass of all gates together finds the few places worth a look; only there each gate is run by itself, because the
         match of one may cover the beginning of another's.
         """
+        low = data.lower() if hot else data
         for gate, family, kinds in self._families:
             for begin, stop in hot:
                 if kinds <= done:
                     break
-                seen: set[bytes] | None = set() if stop - begin > _DENSE and not family.far else None
-                for span in self._spans(gate, family, data, begin, stop):
-                    for found in self._judge(family, data, span, done, seen):
-                        if found[2] > since:
-                            yield found
-                    if kinds <= done:
-                        break
+                if family.needs and not any(low.find(need, begin, stop) >= 0 for need in family.needs):
+                    continue
+                for found in self._stretch(gate, family, data, begin, stop, done):
+                    if found[2] > since:
+                        yield found
+                        if kinds <= done:
+                            break
 
-    def _spans(self, gate: Gate, family: Family, data: bytes, begin: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The matches of a gate. RE2 is quick between them, `re` is quick at each: after many, `re` goes on."""
-        plain = self._plain.get(family.gate)
+    def _stretch(
+        self, gate: Gate, family: Family, data: bytes, begin: int, stop: int, done: set[str]
+    ) -> Iterator[tuple[str, int, int]]:
+        """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
+        since = begin
         for n_matches, match in enumerate(gate.finditer(data, begin, stop), 1):
-            yield match.span()
-            if n_matches == _MANY and plain:
-                for other in plain.finditer(data, match.end(), stop):
-                    yield other.span()
-                return
+            span = match.span()
+            yield from self._judge(family, data, span, done)
+            if n_matches % _MANY == 0:
+                if span[1] - since < _MANY * _CLOSE:
+                    # RE2 is quick between matches, `re` is quick at each.
+                    all_of = self._plain.get(family.gate, gate).finditer
+                    judge = partial(self._judge, family, data, done=done)
+                    yield from _by_blocks(judge, gate.search, all_of, data, (span[1], stop), (_BEHIND, family.ahead))
+                    return
+                since = span[1]
 
     def _hot(self, data: bytes) -> list[tuple[int, int]]:
         """Where any gate can match: from each match of the joined gates two reaches on; one on, the next is sought.
 
         Whatever begins before that place ends within the stretch, and how many places there are is bounded by the length.
+        The longer a stretch has become, the farther on the next is sought: too much is no harm.
         """
         hot: list[tuple[int, int]] = []
         size, place = len(data), 0
         while match := self._any.search(data, place, size):
             start, place = match.start(), match.end() + _REACH
-            end = min(size, place + _REACH)
             if hot and start <= hot[-1][1]:
-                hot[-1] = (hot[-1][0], end)
+                place += min(start - hot[-1][0], _MOST_SKIPPED) // 2
+                hot[-1] = (hot[-1][0], min(size, place + _REACH))
             else:
-                hot.append((start, end))
+                hot.append((start, min(size, place + _REACH)))
             if place >= size:
                 break
         return hot
 
-    def _judge(
-        self, family: Family, data: bytes, span: tuple[int, int], done: set[str], seen: set[bytes] | None
-    ) -> Iterator[tuple[str, int, int]]:
-        """What the rules of a family say about one match of its gate. `seen`: surroundings in which no rule found anything."""
+    def _judge(self, family: Family, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[tuple[str, int, int]]:
+        """What the rules of a family say about one match of its gate."""
         begin, stop = span
-        if seen is not None and stop - begin <= _LONG_RUN:
-            around = data[max(0, begin - _BEHIND) : stop + _AHEAD]
-            if around in seen:
-                return
-            seen.add(around)
+        short = family.by_group and stop - begin <= _LONG_RUN
+        starts = [group.start() for group in GROUP.finditer(data, begin, stop)] if short else []
         for rule in family.rules:
             if rule.kind in done or (stop - begin > _LONG_RUN and not self._worth_it(rule, data, begin, stop)):
                 continue
-            named = rule.before is None or self._named(rule.before, data, begin)
-            if not named and rule.after is None:
-                continue
-            behind = None if named or rule.after is None else self._behind[rule.after]
-            starts: Iterable[int] = (begin,)
-            if family.by_group:
-                groups = (group.start() for group in GROUP.finditer(data, begin, stop))
-                starts = _different(data, groups) if stop - begin > _LONG_RUN else groups
-            for start in starts:
-                match = rule.pattern.match(data, start)
-                found = rule.check(match) if match else None
-                if found and (behind is None or behind.match(data, found[1])):
-                    yield rule.kind, *found
-                    if rule.kind in done:
-                        break
+            if not family.by_group:
+                match = rule.pattern.match(data, begin)
+                if match is not None:
+                    yield from self._checked(rule, match, begin)
+            elif short:
+                for start in starts:
+                    match = rule.pattern.match(data, start)
+                    if match is not None:
+                        yield from self._checked(rule, match, begin)
+                        if rule.kind in done:
+                            break
+            else:
+                yield from self._in_run(rule, data, span, done)
+
+    def _checked(self, rule: Rule, match: re.Match[bytes], begin: int) -> Iterator[tuple[str, int, int]]:
+        """What a rule's match comes to: its check, and the words around the gate's match, which begins at `begin`."""
+        found = rule.check(match)
+        if found and (
+            rule.before is None
+            or self._named(rule.before, match.string, begin)
+            or (rule.after is not None and self._behind[rule.after].match(match.string, found[1]))
+        ):
+            yield rule.kind, *found
+
+    def _in_run(self, rule: Rule, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[tuple[str, int, int]]:
+        """What a rule finds at the groups of a long run of digits; whether a word stands before the run is asked once."""
+        named = rule.before is None or self._named(rule.before, data, span[0])
+        if not named and rule.after is None:
+            return
+        behind = None if named or rule.after is None else self._behind[rule.after]
+
+        def judge(group: tuple[int, int]) -> Iterator[tuple[str, int, int]]:
+            match = rule.pattern.match(data, group[0])
+            found = rule.check(match) if match else None
+            if found and (behind is None or behind.match(data, found[1])):
+                yield rule.kind, *found
+
+        for one in _by_blocks(judge, GROUP.search, GROUP.finditer, data, span, (_BEHIND_GROUP, _AHEAD_GROUP)):
+            yield one
+            if rule.kind in done:
+                return
 
     def _named(self, before: bytes, data: bytes, begin: int) -> bool:
         context = data[max(0, begin - CONTEXT_BYTES) : begin + 1]
@@ -447,14 +491,45 @@ class Detector:
         return self._extra[rule.after].search(data, begin, min(len(data), stop + _REACH)) is not None
 
 
-def _different(data: bytes, starts: Iterable[int]) -> Iterator[int]:
-    """One start of each sort: what surrounds it is all that a rule for numbers looks at."""
-    seen: set[bytes] = set()
-    for start in starts:
-        around = data[max(0, start - 8) : start + 112]
-        if around not in seen:
-            seen.add(around)
-            yield start
+_Found = tuple[str, int, int]
+"""Kind and byte span."""
+
+
+def _by_blocks(
+    judge: Callable[[tuple[int, int]], Iterable[_Found]],
+    first: Callable[[bytes, int, int], Any],
+    each: Callable[[bytes, int, int], Iterator[Any]],
+    data: bytes,
+    within: tuple[int, int],
+    looks: tuple[int, int],
+) -> Iterator[_Found]:
+    """What `judge` says of every match in a stretch, asked once for blocks that are alike with all that it looks at.
+
+    A block begins at a match, so that a text of repeated units has few different ones, whatever the length of a unit. `looks`:
+    how many bytes before and behind a match `judge` looks at, at most.
+    """
+    known: dict[bytes, tuple[int, list[_Found]]] = {}
+    behind, ahead = looks
+    size = max(_BLOCK, ahead // 8)
+    place, stop = within
+    while match := first(data, place, stop):
+        start = match.start()
+        around = data[max(0, start - behind) : start + size + _REACH + ahead]
+        last = known.get(around)
+        if last is not None:
+            place = start + last[0]
+            yield from ((kind, start + one, start + other) for kind, one, other in last[1])
+            continue
+        findings: list[_Found] = []
+        for match in each(data, start, stop):
+            if match.start() >= start + size:
+                break
+            place = match.end()
+            for kind, one, other in judge(match.span()):
+                findings.append((kind, one - start, other - start))
+                yield kind, one, other
+        if start >= behind and place <= start + size + _REACH:
+            known[around] = place - start, findings
 
 
 class _Verdicts:
@@ -507,12 +582,16 @@ _CONTEXT = 64
 """Bytes of the piece before that count: context words, or the word password before the string that holds it."""
 _REACH = 256
 """Longer than any gate's match but a run of digits, and what another match has left of such a run is a match again."""
-_DENSE = 2048
-"""In a stretch so long the same surroundings come again and again, so what was looked at is noted."""
-_MANY = 256
-"""Matches after which text counts as made to match."""
-_BEHIND, _AHEAD = 160, 256
-"""How far around a gate's match a rule looks at most, in bytes."""
+_MOST_SKIPPED = 1 << 13
+"""Bytes of a hot stretch after which no more of what follows is taken to be hot without a look."""
+_MANY, _CLOSE = 64, 64
+"""Matches of a gate, and bytes from one to the next on average, at which they crowd."""
+_BLOCK = 512
+"""Bytes of a block of crowded text; longer for families that look far ahead, as each block is kept with all that."""
+_BEHIND = 160
+"""How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
+_BEHIND_GROUP, _AHEAD_GROUP = 8, 112
+"""The same for a group in a run of digits, from its start."""
 _LONG_RUN = 64
 """Bytes of a run of digits above which a rule is probed before it is tried at each group."""
 

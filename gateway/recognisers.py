@@ -77,8 +77,10 @@ class Family(NamedTuple):
     gate: bytes
     rules: tuple[Rule, ...]
     by_group: bool = False
-    far: bool = False
-    """A rule may look further than `privacy._AHEAD` beyond the gate's match."""
+    ahead: int = 256
+    """How far a rule looks beyond the gate's match, in bytes, at most."""
+    needs: tuple[bytes, ...] = ()
+    """One of these stands in every match of the gate, in small letters: looked for first, as that costs next to nothing."""
     wordy: bool = False
     """The gate has so many alternatives that `re` is slow on it everywhere."""
 
@@ -700,10 +702,10 @@ _TOKEN_RULES = (
     Rule("secret", re.compile(rb"(?<=[0-9a-f]{32})-us[0-9]{1,2}" + _SHUT), lambda match: (match.start() - 32, match.end())),
     Rule("secret", re.compile(_OPEN + rb"gh[pousr]_(?P<token>[0-9A-Za-z]{36,250})" + _SHUT), _github),
     Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}(?:\.[0-9A-Za-z_\-]+)?"), _jwt),
-    Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?")),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
 )
+_PEM_RULES = (Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?")),)
 _URL_RULES = (
     Rule(
         "secret",
@@ -727,7 +729,7 @@ _TOKEN_HEAD = (
     rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}|gh[pousr]_[0-9A-Za-z]{8}|(?:sk|gw|gsk|xai|r8|csk|fw)[_\-][0-9A-Za-z_\-]{20}"
     rb"|xox[abeoprs]-[0-9A-Za-z\-]{10}|xapp-|[sr]k_(?:live|test)_|whsec_|AIza[0-9A-Za-z_\-]{8}|GOCSPX-|ya29\.|hf_[0-9A-Za-z]{8}"
     rb"|npm_[0-9A-Za-z]{8}|pypi-AgE|SG\.[0-9A-Za-z_\-]{22}\.|eyJ[0-9A-Za-z_\-]{8,100}\.[0-9A-Za-z_\-]{8}|eyJ[0-9A-Za-z_\-]{101}"
-    rb"|-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY|hooks\.slack\.com/|(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}|ABSK"
+    rb"|hooks\.slack\.com/|(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}|ABSK"
     rb"|do[oprt]_v1_|HRKU-|hv[sb]\.[0-9A-Za-z_\-]{8}|\.atlasv1\.|dapi[0-9a-f]{32}|pul-[0-9a-f]{8}|nfp_[0-9A-Za-z]{8}"
     rb"|sbp_[0-9a-f]{8}|sb_secret_|pscale_|fo1_[0-9A-Za-z_\-]{8}|dp\.(?:pt|st|ct|sa|scim|audit)\.|github_pat_[0-9A-Za-z]{8}"
     rb"|gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|oas)-[0-9A-Za-z_\-]{8}|AT(?:ATT3|BB|CTT3)[0-9A-Za-z_\-=.]{8}|rubygems_[0-9a-f]{8}"
@@ -744,16 +746,17 @@ _DOMAIN_GATE = rb"(?:@|%40)[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]*\.[0-9A-
 FAMILIES = (
     Family(rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6,}", (*_CARD_RULES, *_SSN_RULES, *_PHONE_RULES, _WRITTEN_ID), by_group=True),
     Family(rb"(?i:" + _COUNTRY + rb")[0-9]{2}", _IBAN_RULES),
-    Family(_DOMAIN_GATE, _EMAIL_RULES),
-    Family(rb"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]", _IPV4_RULES),
-    Family(_IPV6_GATE, _IPV6_RULES),
+    Family(_DOMAIN_GATE, _EMAIL_RULES, ahead=1024, needs=(b"@", b"%40")),
+    Family(rb"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]", _IPV4_RULES, needs=(b".",)),
+    Family(_IPV6_GATE, _IPV6_RULES, needs=(b":",)),
     Family(_MAC_SHAPE, _MAC_RULES),
     Family(_ID_GATE, (_WRITTEN_ID,)),
     Family(_ANY_ID_WORD, (_NAMED_ID,), wordy=True),
     Family(_WALLET_GATE, _WALLET_RULES),
-    Family(_TOKEN_HEAD, _TOKEN_RULES, far=True, wordy=True),
-    Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES),
-    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1]),
-    Family(_KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))", _ASSIGNMENT_RULES[1:], far=True, wordy=True),
+    Family(_TOKEN_HEAD, _TOKEN_RULES, ahead=5000, wordy=True),
+    Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
+    Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], needs=(b"pass", b"pwd")),
+    Family(_KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))", _ASSIGNMENT_RULES[1:], ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
 )
 """Every rule there is, in no order that matters."""
