@@ -133,7 +133,8 @@ _ASCII = bytes(range(0x80))
 _FEW = 16
 """So many different characters are replaced one by one, each in a pass at the speed of memory."""
 
-_ESCAPED = re.compile(r"(?<!\\)\\+(?:u00([2-7][0-9A-Fa-f])|([\"'/])|[nrt])")
+_BEHIND_SLASHES = re.compile(r"u00([2-7][0-9A-Fa-f])|([\"'/])|[nrt]")
+_ESCAPED = re.compile(rf"(?<!\\)\\+(?:{_BEHIND_SLASHES.pattern})")
 _BREAKS = re.compile(r"(?<!\\)\\+[nrt]")
 _QUOTES = tuple((f"\\{mark}", re.compile(rf"(?<!\\)\\+{mark}"), mark) for mark in "\"'/")
 _SINGLE = (*((f"\\{letter}", "\n") for letter in "nrt"), *((f"\\{mark}", mark) for mark in "\"'/"))
@@ -185,7 +186,13 @@ def _folded(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """One pass for each escape that is there. Those written as numbers come last: what they stand for is not read again."""
+    """Read what stands behind each run of backslashes; where there are many, in one pass for each escape that is there.
+
+    Escapes written as numbers come last: what they stand for is not read again.
+    """
+    first, *pieces = text.split("\\")
+    if 16 * len(pieces) < len(text):
+        return first + "".join(_read(pieces))
     if "\\\\" not in text:
         for mark, plain in _SINGLE:
             text = text.replace(mark, plain)
@@ -195,6 +202,18 @@ def _unescaped(text: str) -> str:
         if mark in text:
             text = pattern.sub(plain, text)
     return _UNICODE_ESCAPE.sub(_unescape_number, text) if "\\u00" in text else text
+
+
+def _read(pieces: Iterable[str]) -> Iterator[str]:
+    """What stands behind each backslash, with what the run of backslashes before it makes of it."""
+    n_slashes = 0
+    for piece in pieces:
+        n_slashes += 1
+        if piece:
+            match = _BEHIND_SLASHES.match(piece)
+            yield _unescape(match) + piece[match.end() :] if match else "\\" * n_slashes + piece
+            n_slashes = 0
+    yield "\\" * n_slashes
 
 
 def _unescape_number(match: re.Match[str]) -> str:
@@ -274,12 +293,22 @@ def compile_with_re(pattern: bytes) -> Gate:
     return re.compile(pattern)
 
 
+def _one_of(gates: Iterable[bytes]) -> bytes:
+    return b"|".join(b"(?:" + gate + b")" for gate in gates)
+
+
+def _is_rare(family: Family) -> bool:
+    """Whether there is no cheaper way to pass it over than one search for all such families; numbers are too frequent for it."""
+    return not family.needs and not family.by_group
+
+
 class _Gates:
     """The table of recognisers, compiled by one engine."""
 
     def __init__(self, compiled: Callable[[bytes], Gate]) -> None:
         families = FAMILIES
-        self.any = compiled(b"|".join(b"(?:" + family.gate + b")" for family in families))
+        self.any = compiled(_one_of(family.gate for family in families))
+        self.rare = compiled(_one_of(family.gate for family in families if _is_rare(family)))
         self.families = tuple((compiled(family.gate), family, {rule.kind for rule in family.rules}) for family in families)
         self.plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
         extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
@@ -297,7 +326,7 @@ class Detector:
         """`terms` maps further kinds to words and phrases; compiling them takes about 15 µs a word."""
         compiled = compile_with_re2 if with_re2 else compile_with_re
         gates = _compiled_gates(compiled)
-        self._any, self._families, self._plain = gates.any, gates.families, gates.plain
+        self._any, self._rare, self._families, self._plain = gates.any, gates.rare, gates.families, gates.plain
         self._extra, self._behind = gates.extra, gates.behind
         self._terms = Terms({kind: map(normalise, words) for kind, words in terms.items()}, compiled) if terms else None
         self._verdicts = _Verdicts()
@@ -380,8 +409,10 @@ class Detector:
         match of one may cover the beginning of another's.
         """
         low = data.lower() if hot else data
+        firsts = ((self._rare.search(data, begin, stop), stop) for begin, stop in hot)
+        rare = [(first.start(), stop) for first, stop in firsts if first]
         for gate, family, kinds in self._families:
-            for begin, stop in hot:
+            for begin, stop in rare if _is_rare(family) else hot:
                 if kinds <= done:
                     break
                 if family.needs and not any(low.find(need, begin, stop) >= 0 for need in family.needs):
@@ -514,7 +545,7 @@ def _by_blocks(
     place, stop = within
     while match := first(data, place, stop):
         start = match.start()
-        around = data[max(0, start - behind) : start + size + _REACH + ahead]
+        around = data[max(0, start - behind) : start + size + _SPILL + ahead]
         last = known.get(around)
         if last is not None:
             place = start + last[0]
@@ -528,7 +559,7 @@ def _by_blocks(
             for kind, one, other in judge(match.span()):
                 findings.append((kind, one - start, other - start))
                 yield kind, one, other
-        if start >= behind and place <= start + size + _REACH:
+        if start >= behind and place <= start + size + _SPILL:
             known[around] = place - start, findings
 
 
@@ -584,10 +615,12 @@ _REACH = 256
 """Longer than any gate's match but a run of digits, and what another match has left of such a run is a match again."""
 _MOST_SKIPPED = 1 << 13
 """Bytes of a hot stretch after which no more of what follows is taken to be hot without a look."""
-_MANY, _CLOSE = 64, 64
+_MANY, _CLOSE = 32, 64
 """Matches of a gate, and bytes from one to the next on average, at which they crowd."""
 _BLOCK = 512
 """Bytes of a block of crowded text; longer for families that look far ahead, as each block is kept with all that."""
+_SPILL = 64
+"""Bytes that the last match of a block may reach over its end, or the block is not kept."""
 _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
 _BEHIND_GROUP, _AHEAD_GROUP = 8, 112
@@ -626,7 +659,7 @@ def with_terms(terms: Mapping[str, Iterable[str]]) -> Detector:
 def _gate_of(kind: str) -> Gate:
     gates = [family.gate for family in FAMILIES if any(rule.kind == kind for rule in family.rules)]
     compiled = compile_with_re if re2 is None else compile_with_re2
-    return compiled(b"|".join(b"(?:" + gate + b")" for gate in gates))
+    return compiled(_one_of(gates))
 
 
 def suspects(kind: str, texts: list[str]) -> set[int]:

@@ -86,6 +86,7 @@ class Family(NamedTuple):
 
 
 _ALNUM = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 _OPEN = rb"(?<![0-9A-Za-z])"
 _SHUT = rb"(?![0-9A-Za-z])"
 GROUP = re.compile(rb"[0-9]+")
@@ -98,7 +99,7 @@ def _words(*patterns: str) -> bytes:
 
 
 def _digits(text: bytes) -> str:
-    return "".join(chr(byte) for byte in text if 48 <= byte <= 57)
+    return text.translate(None, _NO_DIGITS).decode()
 
 
 def stands_alone(text: bytes, end: int) -> bool:
@@ -349,11 +350,11 @@ def _ipv4(match: Match) -> Span | None:
 
 def _ipv6(match: Match) -> Span | None:
     """What `ipaddress` accepts; a compressed form needs a group such as `fe80`, so that `a::b` in code is not one."""
+    if b"::" in match[0] and not any(map(_HEX_WITH_DIGIT.fullmatch, match[0].split(b":"))):
+        return None
     try:
         address = ipaddress.IPv6Address(match[0].decode())
     except ValueError:
-        return None
-    if b"::" in match[0] and not any(map(_HEX_WITH_DIGIT.fullmatch, match[0].split(b":"))):
         return None
     return None if address.is_loopback or address.is_unspecified else match.span()
 
@@ -537,7 +538,8 @@ _WALLET_RULES = (
         "secret", re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT), _wallet_key
     ),
 )
-_WALLET_GATE = rb"0x[0-9A-Fa-f]{40}|" + _B58 + rb"{25}|" + _BECH32_SHAPE % (20, 20, 20, 20)
+_WALLET_GATE = rb"(?:0x[0-9A-Fa-f]{40}|" + _B58 + rb"{25}|" + _BECH32_SHAPE % (20, 20, 20, 20) + rb")[0-9A-Za-z]*"
+"""To the end of the letters and digits: nothing else begins among them."""
 
 
 _LOCAL = rb"0-9A-Za-z_.+'&%\-\x80-\xff"
@@ -570,8 +572,9 @@ _EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?:@|
 def _random(match: Match) -> Span | None:
     """Not a placeholder or a CSS class: many different characters, among them a digit or both cases."""
     token = match["token"]
-    mixed = GROUP.search(token) or not (token.islower() or token.isupper())
-    return match.span() if mixed and len(set(token)) >= 8 else None
+    if len(set(token)) < 8:
+        return None
+    return match.span() if GROUP.search(token) or not (token.islower() or token.isupper()) else None
 
 
 def _issued_token(match: Match) -> Span | None:
