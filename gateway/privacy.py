@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway.recognisers import CONTEXT_BYTES, FAMILIES, GROUP, KINDS, SEPARATOR, Family, Kind, Rule
+from gateway.recognisers import CONTEXT_BYTES, FAMILIES, GROUP, KINDS, NO_DIGITS, SEPARATOR, Family, Kind, Rule
 from gateway.terms import Terms
 
 try:
@@ -266,6 +266,10 @@ class _Steps:
 # Search
 
 
+_Found = tuple[str, int, int]
+"""Kind and byte span."""
+
+
 class Gate(Protocol):
     """A compiled gate or context: what `re` and RE2 patterns have in common."""
 
@@ -313,6 +317,11 @@ class _Gates:
         self.plain = {family.gate: re.compile(family.gate) for family in families if not family.wordy}
         extra = {pattern for family in families for rule in family.rules for pattern in (rule.before, rule.after, rule.probe)}
         self.extra = {pattern: compiled(pattern) for pattern in extra if pattern}
+        """Context words and probes; under a family's gate the context words of all its rules together."""
+        for family in families:
+            words = {rule.before for rule in family.rules if rule.before}
+            if family.by_group and words:
+                self.extra[family.gate] = compiled(_one_of(sorted(words)))
         self.behind = {rule.after: re.compile(rule.after) for family in families for rule in family.rules if rule.after}
 
 
@@ -402,7 +411,7 @@ class Detector:
         findings = [Finding(kind, places[start - since], places[end - since]) for kind, start, end in spans]
         return sorted(findings, key=lambda finding: (finding.start, finding.end))
 
-    def _search(self, data: bytes, hot: list[tuple[int, int]], since: int, done: set[str]) -> Iterator[tuple[str, int, int]]:
+    def _search(self, data: bytes, hot: list[tuple[int, int]], since: int, done: set[str]) -> Iterator[_Found]:
         """Findings that end behind `since`, as kind and byte span, without those whose kind is in `done` when their turn comes.
 
         One pass of all gates together finds the few places worth a look; only there each gate is run by itself, because the
@@ -425,7 +434,7 @@ class Detector:
 
     def _stretch(
         self, gate: Gate, family: Family, data: bytes, begin: int, stop: int, done: set[str]
-    ) -> Iterator[tuple[str, int, int]]:
+    ) -> Iterator[_Found]:
         """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
         since = begin
         for n_matches, match in enumerate(gate.finditer(data, begin, stop), 1):
@@ -459,71 +468,82 @@ class Detector:
                 break
         return hot
 
-    def _judge(self, family: Family, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[tuple[str, int, int]]:
+    def _judge(self, family: Family, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[_Found]:
         """What the rules of a family say about one match of its gate."""
-        begin, stop = span
-        short = family.by_group and stop - begin <= _LONG_RUN
-        starts = [group.start() for group in GROUP.finditer(data, begin, stop)] if short else []
-        for rule in family.rules:
-            if rule.kind in done or (stop - begin > _LONG_RUN and not self._worth_it(rule, data, begin, stop)):
-                continue
-            if not family.by_group:
-                match = rule.pattern.match(data, begin)
-                if match is not None:
-                    yield from self._checked(rule, match, begin)
-            elif short:
-                for start in starts:
-                    match = rule.pattern.match(data, start)
-                    if match is not None:
-                        yield from self._checked(rule, match, begin)
-                        if rule.kind in done:
-                            break
-            else:
-                yield from self._in_run(rule, data, span, done)
-
-    def _checked(self, rule: Rule, match: re.Match[bytes], begin: int) -> Iterator[tuple[str, int, int]]:
-        """What a rule's match comes to: its check, and the words around the gate's match, which begins at `begin`."""
-        found = rule.check(match)
-        if found and (
-            rule.before is None
-            or self._named(rule.before, match.string, begin)
-            or (rule.after is not None and self._behind[rule.after].match(match.string, found[1]))
-        ):
-            yield rule.kind, *found
-
-    def _in_run(self, rule: Rule, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[tuple[str, int, int]]:
-        """What a rule finds at the groups of a long run of digits; whether a word stands before the run is asked once."""
-        named = rule.before is None or self._named(rule.before, data, span[0])
-        if not named and rule.after is None:
+        if family.by_group:
+            yield from self._judge_run(family, data, span, done)
             return
-        behind = None if named or rule.after is None else self._behind[rule.after]
-
-        def judge(group: tuple[int, int]) -> Iterator[tuple[str, int, int]]:
-            match = rule.pattern.match(data, group[0])
+        begin, _ = span
+        for rule in family.rules:
+            match = None if rule.kind in done else rule.pattern.match(data, begin)
             found = rule.check(match) if match else None
-            if found and (behind is None or behind.match(data, found[1])):
+            if found and (rule.before is None or self._stands_before(rule.before, data, begin)):
                 yield rule.kind, *found
 
-        for one in _by_blocks(judge, GROUP.search, GROUP.finditer, data, span, (_BEHIND_GROUP, _AHEAD_GROUP)):
-            yield one
-            if rule.kind in done:
-                return
+    def _judge_run(self, family: Family, data: bytes, span: tuple[int, int], done: set[str]) -> Iterator[_Found]:
+        """What rules for numbers say at each group of a run of digits. Words before the run are looked for once."""
+        begin, stop = span
+        long = stop - begin > _LONG_RUN
+        groups = () if long else tuple(_groups(data, begin, stop))
+        said = self._said(family, data, begin)
+        for rule in family.rules:
+            named = rule.before is None or rule.before in said
+            if rule.kind in done or not (named or rule.after):
+                continue
+            behind = None if named or rule.after is None else self._behind[rule.after]
+            if not long:
+                for place, n_digits in groups:
+                    if n_digits < rule.digits:
+                        break
+                    found = _found(rule, behind, data, place)
+                    if found:
+                        yield rule.kind, *found
+                        if rule.kind in done:
+                            break
+            elif self._worth_it(rule, data, span, named=named):
+                judge = partial(_found_at, rule, behind, data)
+                for one in _by_blocks(judge, GROUP.search, GROUP.finditer, data, span, (_BEHIND_GROUP, _AHEAD_GROUP)):
+                    yield one
+                    if rule.kind in done:
+                        break
 
-    def _named(self, before: bytes, data: bytes, begin: int) -> bool:
+    def _said(self, family: Family, data: bytes, begin: int) -> set[bytes]:
+        """Those of the family's context words, by rule, that stand before a run of digits."""
+        befores = {rule.before for rule in family.rules if rule.before}
+        if not self._stands_before(family.gate, data, begin):
+            return set()
+        return {before for before in befores if self._stands_before(before, data, begin)}
+
+    def _stands_before(self, before: bytes, data: bytes, begin: int) -> bool:
         context = data[max(0, begin - CONTEXT_BYTES) : begin + 1]
         return self._extra[before].search(context, 0, len(context)) is not None
 
-    def _worth_it(self, rule: Rule, data: bytes, begin: int, stop: int) -> bool:
+    def _worth_it(self, rule: Rule, data: bytes, span: tuple[int, int], *, named: bool) -> bool:
         """Whether a long run of digits holds anything like what the rule seeks, or a word that would do instead of one before."""
+        begin, stop = span
         if rule.probe is not None:
             return self._extra[rule.probe].search(data, max(0, begin - 1), stop) is not None
-        if rule.after is None or rule.before is None or self._named(rule.before, data, begin):
-            return True
-        return self._extra[rule.after].search(data, begin, min(len(data), stop + _REACH)) is not None
+        return named or rule.after is None or self._extra[rule.after].search(data, begin, min(len(data), stop + _REACH)) is not None
 
 
-_Found = tuple[str, int, int]
-"""Kind and byte span."""
+def _groups(data: bytes, begin: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Where each group of digits begins, and how many digits there are from there to the end of the run."""
+    left = len(data[begin:stop].translate(None, NO_DIGITS))
+    for group in GROUP.finditer(data, begin, stop):
+        start, end = group.span()
+        yield start, left
+        left -= end - start
+
+
+def _found(rule: Rule, behind: re.Pattern[bytes] | None, data: bytes, place: int) -> tuple[int, int] | None:
+    """What a rule finds at this place; only with these words behind it, when given."""
+    match = rule.pattern.match(data, place)
+    return rule.check(match) if match and (behind is None or behind.match(data, match.end())) else None
+
+
+def _found_at(rule: Rule, behind: re.Pattern[bytes] | None, data: bytes, group: tuple[int, int]) -> list[_Found]:
+    found = _found(rule, behind, data, group[0])
+    return [(rule.kind, *found)] if found else []
 
 
 def _by_blocks(

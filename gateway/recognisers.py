@@ -66,7 +66,9 @@ class Rule(NamedTuple):
     before: bytes | None = None
     """Context words: one must stand in the `CONTEXT_BYTES` before the gate's match (and its first byte), when given."""
     after: bytes | None = None
-    """Context that serves instead of `before` when it matches right behind the finding."""
+    """Context that serves instead of `before` when it matches right behind the pattern's match. Only in families `by_group`."""
+    digits: int = 0
+    """How many digits its match has at least, all within the gate's match, in a family `by_group`."""
     probe: bytes | None = None
     """A gate of this rule alone, from one byte before: in a long run of digits without a match of it the rule is not tried."""
 
@@ -86,20 +88,21 @@ class Family(NamedTuple):
 
 
 _ALNUM = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-_NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 _OPEN = rb"(?<![0-9A-Za-z])"
 _SHUT = rb"(?![0-9A-Za-z])"
+NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
+"""All other bytes."""
 GROUP = re.compile(rb"[0-9]+")
 """A group of digits."""
 
 
 def _words(*patterns: str) -> bytes:
     """Context words in any case, as one pattern over UTF-8."""
-    return ("(?i)" + "|".join(patterns)).encode()
+    return ("(?i:" + "|".join(patterns) + ")").encode()
 
 
 def _digits(text: bytes) -> str:
-    return text.translate(None, _NO_DIGITS).decode()
+    return text.translate(None, NO_DIGITS).decode()
 
 
 def stands_alone(text: bytes, end: int) -> bool:
@@ -175,12 +178,14 @@ _CARD_RULES = (
         "card",
         re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"),
         _card,
+        digits=12,
         probe=rb"[0-9]{12}|[0-9]{4}[ \t./_\-]{1,3}[0-9]{3}",
     ),
     Rule(
         "card",
         re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"),
         _named_card,
+        digits=12,
         before=_words(
             "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
             "karte", "carte", "tarjeta", "cartão",
@@ -252,12 +257,14 @@ _SSN_RULES = (
         "ssn",
         re.compile(_OPEN + rb"(?<![0-9][.\-])[0-9]{3}([ .\-]| - )[0-9]{2}\1[0-9]{4}(?!-[0-9])" + _SHUT),
         _ssn,
+        digits=9,
         probe=rb"[0-9]{3}(?:[ .\-]| - )[0-9]{2}(?:[ .\-]| - )[0-9]{4}",
     ),
     Rule(
         "ssn",
         re.compile(_OPEN + rb"(?<![0-9]\.)[0-9](?:[ ._/\-]{0,3}[0-9]){8}(?!\.[0-9])" + _SHUT),
         _named_ssn,
+        digits=9,
         before=_words(r"\bssn", "social[ _-]?sec", r"\bss ?(?:#|no|number)", r"\bitin\b", "tax(?:payer)?[ _-]?(?:id|no|number)"),
     ),
 )
@@ -300,6 +307,7 @@ _PHONE_RULES = (
         "phone",
         re.compile(rb"(?<=\+)(?<![0-9A-Za-z+]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9])" + _EXTENSION),
         _phone,
+        digits=8,
         probe=rb"\+",
     ),
     Rule(
@@ -309,12 +317,14 @@ _PHONE_RULES = (
             rb"(?![0-9]|-[0-9])" + _EXTENSION
         ),
         _phone,
+        digits=10,
         probe=rb"[0-9]{3}[.\-][0-9]{4}",
     ),
     Rule(
         "phone",
         re.compile(rb"(?<![0-9A-Za-z$.])(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})(?![0-9%])" + _EXTENSION),
         _named_phone,
+        digits=7,
         before=_PHONE_WORD,
         after=rb"(?i)[ \t,:(\-]{0,3}(?:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)\b",
     ),
