@@ -426,16 +426,15 @@ class Detector:
                     break
                 if family.needs and not any(low.find(need, begin, stop) >= 0 for need in family.needs):
                     continue
-                for found in self._stretch(gate, family, data, begin, stop, done):
+                for found in self._stretch(gate, family, data, (begin, stop), done):
                     if found[2] > since:
                         yield found
                         if kinds <= done:
                             break
 
-    def _stretch(
-        self, gate: Gate, family: Family, data: bytes, begin: int, stop: int, done: set[str]
-    ) -> Iterator[_Found]:
+    def _stretch(self, gate: Gate, family: Family, data: bytes, within: tuple[int, int], done: set[str]) -> Iterator[_Found]:
         """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
+        begin, stop = within
         since = begin
         for n_matches, match in enumerate(gate.finditer(data, begin, stop), 1):
             span = match.span()
@@ -445,7 +444,7 @@ class Detector:
                     # RE2 is quick between matches, `re` is quick at each.
                     all_of = self._plain.get(family.gate, gate).finditer
                     judge = partial(self._judge, family, data, done=done)
-                    yield from _by_blocks(judge, gate.search, all_of, data, (span[1], stop), (_BEHIND, family.ahead))
+                    yield from _by_blocks(judge, all_of, data, (span[1], stop), (_BEHIND, family.ahead))
                     return
                 since = span[1]
 
@@ -502,7 +501,7 @@ class Detector:
                             break
             elif self._worth_it(rule, data, span, named=named):
                 judge = partial(_found_at, rule, behind, data)
-                for one in _by_blocks(judge, GROUP.search, GROUP.finditer, data, span, (_BEHIND_GROUP, _AHEAD_GROUP)):
+                for one in _by_blocks(judge, GROUP.finditer, data, span, (_BEHIND_GROUP, _AHEAD_GROUP)):
                     yield one
                     if rule.kind in done:
                         break
@@ -523,7 +522,9 @@ class Detector:
         begin, stop = span
         if rule.probe is not None:
             return self._extra[rule.probe].search(data, max(0, begin - 1), stop) is not None
-        return named or rule.after is None or self._extra[rule.after].search(data, begin, min(len(data), stop + _REACH)) is not None
+        if named or rule.after is None:
+            return True
+        return self._extra[rule.after].search(data, begin, min(len(data), stop + _REACH)) is not None
 
 
 def _groups(data: bytes, begin: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -548,39 +549,40 @@ def _found_at(rule: Rule, behind: re.Pattern[bytes] | None, data: bytes, group: 
 
 def _by_blocks(
     judge: Callable[[tuple[int, int]], Iterable[_Found]],
-    first: Callable[[bytes, int, int], Any],
-    each: Callable[[bytes, int, int], Iterator[Any]],
+    matches: Callable[[bytes, int, int], Iterator[Any]],
     data: bytes,
     within: tuple[int, int],
     looks: tuple[int, int],
 ) -> Iterator[_Found]:
     """What `judge` says of every match in a stretch, asked once for blocks that are alike with all that it looks at.
 
-    A block begins at a match, so that a text of repeated units has few different ones, whatever the length of a unit. `looks`:
-    how many bytes before and behind a match `judge` looks at, at most.
+    A block goes from one match to another, so that a text of repeated units has few different ones, whatever the length of
+    a unit. `looks`: how many bytes before and behind a match `judge` looks at, at most.
     """
     known: dict[bytes, tuple[int, list[_Found]]] = {}
     behind, ahead = looks
     size = max(_BLOCK, ahead // 8)
-    place, stop = within
-    while match := first(data, place, stop):
-        start = match.start()
+    start, stop = within
+    going_on = True
+    while going_on:
         around = data[max(0, start - behind) : start + size + _SPILL + ahead]
-        last = known.get(around)
-        if last is not None:
-            place = start + last[0]
-            yield from ((kind, start + one, start + other) for kind, one, other in last[1])
+        length, findings = known.get(around, (0, []))
+        if length:
+            yield from ((kind, start + one, start + other) for kind, one, other in findings)
+            start += length
             continue
-        findings: list[_Found] = []
-        for match in each(data, start, stop):
-            if match.start() >= start + size:
+        going_on = False
+        for match in matches(data, start, stop):
+            begin, end = match.span()
+            if begin >= start + size:
+                seen = start - behind + len(around)
+                if start >= behind and end <= start + size + _SPILL and all(start + other < seen for _, _, other in findings):
+                    known[around] = begin - start, findings
+                start, going_on = begin, True
                 break
-            place = match.end()
-            for kind, one, other in judge(match.span()):
+            for kind, one, other in judge((begin, end)):
                 findings.append((kind, one - start, other - start))
                 yield kind, one, other
-        if start >= behind and place <= start + size + _SPILL:
-            known[around] = place - start, findings
 
 
 class _Verdicts:
@@ -637,7 +639,7 @@ _MOST_SKIPPED = 1 << 13
 """Bytes of a hot stretch after which no more of what follows is taken to be hot without a look."""
 _MANY, _CLOSE = 32, 64
 """Matches of a gate, and bytes from one to the next on average, at which they crowd."""
-_BLOCK = 512
+_BLOCK = 256
 """Bytes of a block of crowded text; longer for families that look far ahead, as each block is kept with all that."""
 _SPILL = 64
 """Bytes that the last match of a block may reach over its end, or the block is not kept."""

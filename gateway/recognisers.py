@@ -716,6 +716,8 @@ _TOKEN_RULES = (
     Rule("secret", re.compile(_OPEN + rb"gh[pousr]_(?P<token>[0-9A-Za-z]{36,250})" + _SHUT), _github),
     Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}(?:\.[0-9A-Za-z_\-]+)?"), _jwt),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
+)
+_BEARER_RULES = (
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
 )
 _PEM_RULES = (Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?")),)
@@ -742,7 +744,7 @@ _TOKEN_HEAD = (
     rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}|gh[pousr]_[0-9A-Za-z]{8}|(?:sk|gw|gsk|xai|r8|csk|fw)[_\-][0-9A-Za-z_\-]{20}"
     rb"|xox[abeoprs]-[0-9A-Za-z\-]{10}|xapp-|[sr]k_(?:live|test)_|whsec_|AIza[0-9A-Za-z_\-]{8}|GOCSPX-|ya29\.|hf_[0-9A-Za-z]{8}"
     rb"|npm_[0-9A-Za-z]{8}|pypi-AgE|SG\.[0-9A-Za-z_\-]{22}\.|eyJ[0-9A-Za-z_\-]{8,100}\.[0-9A-Za-z_\-]{8}|eyJ[0-9A-Za-z_\-]{101}"
-    rb"|hooks\.slack\.com/|(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}|ABSK"
+    rb"|hooks\.slack\.com/|ABSK"
     rb"|do[oprt]_v1_|HRKU-|hv[sb]\.[0-9A-Za-z_\-]{8}|\.atlasv1\.|dapi[0-9a-f]{32}|pul-[0-9a-f]{8}|nfp_[0-9A-Za-z]{8}"
     rb"|sbp_[0-9a-f]{8}|sb_secret_|pscale_|fo1_[0-9A-Za-z_\-]{8}|dp\.(?:pt|st|ct|sa|scim|audit)\.|github_pat_[0-9A-Za-z]{8}"
     rb"|gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|oas)-[0-9A-Za-z_\-]{8}|AT(?:ATT3|BB|CTT3)[0-9A-Za-z_\-=.]{8}|rubygems_[0-9a-f]{8}"
@@ -766,10 +768,17 @@ FAMILIES = (
     Family(_ID_GATE, (_WRITTEN_ID,)),
     Family(_ANY_ID_WORD, (_NAMED_ID,), wordy=True),
     Family(_WALLET_GATE, _WALLET_RULES),
-    Family(_TOKEN_HEAD, _TOKEN_RULES, ahead=5000, wordy=True),
+    Family(_TOKEN_HEAD, _TOKEN_RULES, ahead=1100, wordy=True),
+    Family(rb"(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}", _BEARER_RULES, ahead=4000, needs=(b"bearer",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
     Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], needs=(b"pass", b"pwd")),
-    Family(_KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))", _ASSIGNMENT_RULES[1:], ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
+    Family(
+        _KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))",
+        _ASSIGNMENT_RULES[1:],
+        ahead=1024,
+        needs=(b"key", b"token", b"secret"),
+        wordy=True,
+    ),
 )
 """Every rule there is, in no order that matters."""
