@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway import privacy
 from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
-from gateway.recognisers import SEPARATOR, github_checksum
+from gateway.recognisers import FAMILIES, SEPARATOR, github_checksum
 
 ALNUM = string.ascii_letters + string.digits
 BASE64URL = ALNUM + "-_"
@@ -308,6 +308,13 @@ def test_credentials_are_found(shape):
         assert "secret" in kinds(json.dumps({"run": f"line\n{token}\n"}))
 
 
+@pytest.mark.parametrize("before", ["3bearer ", "xBearer "])
+def test_a_word_that_is_none_hides_no_credential(before):
+    """What looks like the beginning of another credential does not hide the one that follows."""
+    assert find(f"{before}plain words") == []
+    assert kinds(before + tokens(random.Random(1))["google"]) == {"secret"}
+
+
 def test_a_github_token_needs_its_checksum():
     """A GitHub token with a wrong checksum is no secret."""
     token = tokens(random.Random(1))["github"]
@@ -400,6 +407,37 @@ def test_scan_agrees_with_find_and_offsets_are_in_the_normalised_text(text):
     assert scan([text], max_chars=10**6).kinds == {finding.kind for finding in findings}
     assert all(0 <= finding.start < finding.end <= len(normalise(text)) for finding in findings)
     assert len({(finding.kind, finding.start) for finding in findings}) == len(findings)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    units=st.lists(st.tuples(PIECES | VALID | st.sampled_from(["GB12 ", "pwd ", "000-12-3456 ", "ab@x.js ", "aa:bb:", "sk-"]),
+                             st.sampled_from([1, 2, 9, 70])), max_size=12),
+    block=st.sampled_from([16, 100, 256]),
+)  # fmt: skip
+def test_crowded_text_is_read_like_any_other(units, block):
+    """Blocks that are alike are judged once, and each finding is still told at each of its places."""
+    text = "".join(unit * times for unit, times in units)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy, "_MANY", 10**9)
+        patch.setattr(privacy, "_LONG_RUN", 10**9)
+        plain = find(text)
+        patch.undo()
+        patch.setattr(privacy, "_BLOCK", block)
+        patch.setattr(privacy, "_MANY", 4)
+        assert find(text) == plain
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.needs], ids=lambda family: str(family.needs[0]))
+def test_no_gate_matches_without_what_its_family_needs(family):
+    """A family is passed over where none of its needs stands, so each match of its gate holds one."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(match=st.from_regex(family.gate, fullmatch=True))
+    def holds(match):
+        assert any(need in match.lower() for need in family.needs)
+
+    holds()
 
 
 JSON = st.recursive(
