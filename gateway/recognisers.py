@@ -215,7 +215,10 @@ def iban_valid(compact: str) -> bool:
     """Whether an IBAN without separators has its country's length and the right check digits."""
     if _IBAN_LENGTHS.get(compact[:2]) != len(compact):
         return False
-    return int("".join(str(int(letter, 36)) for letter in compact[4:] + compact[:4])) % 97 == 1
+    return int((compact[4:] + compact[:4]).translate(_IBAN_DIGITS)) % 97 == 1
+
+
+_IBAN_DIGITS = str.maketrans({letter: str(value) for value, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)})
 
 
 def _iban(match: Match) -> Span | None:
@@ -226,7 +229,7 @@ def _iban(match: Match) -> Span | None:
     body = _IBAN_BODY[length].match(match.string, match.start())
     if body is None or not stands_alone(body.string, body.end()):
         return None
-    return body.span() if iban_valid(re.sub(rb"[^0-9A-Za-z]", b"", body[0]).decode().upper()) else None
+    return body.span() if iban_valid(body[0].translate(None, b" \t._-").decode().upper()) else None
 
 
 _IBAN_RULES = (Rule("iban", re.compile(_OPEN + rb"([A-Za-z]{2})[0-9]{2}"), _iban),)
@@ -553,7 +556,7 @@ _WALLET_GATE = rb"(?:0x[0-9A-Fa-f]{40}|" + _B58 + rb"{25}|" + _BECH32_SHAPE % (2
 
 
 _LOCAL = rb"0-9A-Za-z_.+'&%\-\x80-\xff"
-_LOCAL_END = re.compile(rb"[" + _LOCAL + rb"]{1,64}\Z")
+_LOCAL_BYTES = b"".join(re.findall(rb"[" + _LOCAL + rb"]", bytes(range(256))))
 _FILE_ENDS = frozenset({b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp", b"ico", b"bmp", b"css", b"js", b"ts"})
 _COMMON_ENDS = frozenset({b"com", b"net", b"org", b"edu", b"gov", b"info", b"dev", b"app"})
 _URL_USER = re.compile(rb"://[^\s/@\x1e]{0,64}:\Z")
@@ -562,13 +565,14 @@ _URL_USER = re.compile(rb"://[^\s/@\x1e]{0,64}:\Z")
 def _email(match: Match) -> Span | None:
     """Not an image at double size (`icon@2x.png`), a git remote, a method call (`x@w.dot(`) or the password of a URL."""
     text, at, end = match.string, match.start(), match["end"].lower()
-    local = _LOCAL_END.search(text, max(0, at - 64), at)
-    called = text[match.end() : match.end() + 1] == b"(" and len(end) > 2 and end not in _COMMON_ENDS
-    if local is None or local[0] == b"git" or end in _FILE_ENDS or called:
+    if end in _FILE_ENDS or (text[match.end() : match.end() + 1] == b"(" and len(end) > 2 and end not in _COMMON_ENDS):
         return None
-    if _URL_USER.search(text, max(0, local.start() - 80), local.start()):
+    before = text[max(0, at - 64) : at]
+    local = before[len(before.rstrip(_LOCAL_BYTES)) :]
+    start = at - len(local)
+    if not local or local == b"git" or _URL_USER.search(text, max(0, start - 80), start):
         return None
-    return local.start(), match.end()
+    return start, match.end()
 
 
 _LABEL = rb"[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]{0,62}"
