@@ -51,7 +51,7 @@ def parse(body: bytes) -> dict[str, Any]:
     Raises InvalidRequest for anything that two readers could read differently (a key twice, NaN, another encoding than
     UTF-8), for nesting beyond the parser's depth, and for what is not JSON.
     """
-    if not body.strip():
+    if not body or body.isspace():
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
         data = _decode(body.decode("utf-8"))
