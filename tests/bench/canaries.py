@@ -58,7 +58,7 @@ BARE = ("embeddings", "moderations", "speech", "transcription", "image edit", "b
 OUTSIDE = ("open", "cloud", "eu")
 """Upstreams of other zones, lowest clearance first."""
 CONFINED = ("none", "detector raises", "oversize", "home is down", "home answers 500", "home is cut", "home is slow",
-            "home quotes in its error", "cloud is down", "redis is down", "disk is full", "policies change meanwhile")  # fmt: skip
+            "eu quotes in its error", "cloud is down", "redis is down", "disk is full", "policies change meanwhile")  # fmt: skip
 MASKED = ("masked", "masked, detector raises", "masked, detector raises on the way", "masked, key file is damaged", "masked, oversize",
           "masked, cloud is down", "masked, cloud answers 500", "masked, cloud is cut", "masked, cloud is slow",
           "masked, cloud quotes in its error", "masked, disk is full", "masked, policies change meanwhile")  # fmt: skip
@@ -119,7 +119,8 @@ def needles() -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
     for class_, mark in CLASSES.items():
         raw = mark.encode()
-        forms = [raw, raw[::-1], raw.hex().encode(), raw.hex().upper().encode(), "".join(f"\\u{byte:04x}" for byte in raw).encode()]
+        forms = [raw, raw[::-1], raw.hex().encode(), raw.hex().upper().encode()]
+        forms += ["".join(f"\\u{byte:04x}" for byte in raw).encode()]
         for shift in range(3):
             # Of base64, the part that does not hang on what stands before and behind.
             coded = base64.b64encode(b"\0" * shift + raw)
@@ -145,7 +146,8 @@ def seen_in(data: bytes, classes: tuple[str, ...]) -> list[tuple[str, bytes]]:
 
 def digests(word: str) -> list[bytes]:
     """What a table could be searched for, where a placeholder is made of its value: the beginnings of its usual digests."""
-    return [hashlib.new(name, word.encode()).hexdigest()[:12].encode() for name in ("md5", "sha1", "sha256", "blake2b")]
+    made = [hashlib.new(name, word.encode()).hexdigest()[:12] for name in ("md5", "sha1", "sha256", "blake2b")]
+    return [form.encode() for one in made for form in (one, one.upper())]
 
 
 class Upstream:
@@ -396,13 +398,13 @@ class Site:
     def sinks(self) -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
         """Everything that was written: its name, its bytes, and the classes that it may not hold."""
         high = ("restricted", "confidential")
-        closed = {name: tuple(CLASSES) if self.masks else held for name, held in zip(OUTSIDE, (tuple(CLASSES), high, high[:1]), strict=True)}
-        for name, classes in closed.items():
+        for name, classes in zip(OUTSIDE, (tuple(CLASSES), high, high[:1]), strict=True):
             upstream = self.upstreams[name]
-            yield f"socket of {name}", bytes(upstream.heard), classes
-            if self.masks and (upstream.keeps_masks or any(one in upstream.heard for word in self.asked for one in digests(word))):
-                what = "an answer with masks, kept" if upstream.keeps_masks else "a digest"
-                yield f"{what} at {name}", CLASSES["restricted"].encode(), high
+            yield f"socket of {name}", bytes(upstream.heard), tuple(CLASSES) if self.masks else classes
+            if self.masks and upstream.keeps_masks:
+                yield f"an answer with masks, kept at {name}", CLASSES["restricted"].encode(), high
+            if self.masks and any(form in upstream.heard for word in self.asked for form in digests(word)):
+                yield f"a digest at {name}", CLASSES["restricted"].encode(), high
         # Nothing that was masked is ever cached; of the rest, what is public and internal.
         kept = tuple(CLASSES) if self.masks else high
         yield "embedder", bytes(self.tape.heard), kept
@@ -553,7 +555,8 @@ def _body(case: Case, text: str, word: str) -> tuple[str, Any]:
             return "responses", {"model": "m", "input": [{"role": "user", "content": shown}], "store": case.class_ == "internal" or case.number % 3 == 0,
                                  "metadata": {"note": word} if case.place == "metadata" else {}, "stream": case.kind.endswith("stream")}  # fmt: skip
         case "messages" | "messages stream":
-            return "messages", {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": shown}], "stream": case.kind.endswith("stream")}
+            asked = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": shown}]}
+            return "messages", {**asked, "stream": case.kind.endswith("stream")}
     return ("route" if case.path == "explain" else "chat/completions"), _chat(case, text, word)
 
 
@@ -672,7 +675,8 @@ async def play(site: Site, case: Case) -> None:
     await asked.end(WHEN.get(case.way, ""))
     site.own("acme")
     _check(site, case, asked)
-    site.restored += site.masks and case.canary.encode() in asked.data and asked.headers.get("x-gateway-route", "")[:3] in {"clo", "eu/"}
+    outside = asked.headers.get("x-gateway-route", "").partition("/")[0] in OUTSIDE
+    site.restored += site.masks and outside and case.canary.encode() in asked.data
     if asked.status == 200:
         await _go_on(site, case, asked)
     if case.way in {"asks again", "another tenant asks"}:
@@ -705,11 +709,16 @@ async def _go_on(site: Site, case: Case, asked: Asked) -> None:
             asks += [{"input": [named, {"role": "user", "content": "go on"}]}]
         for more in asks:
             for tenant in ("acme", "beta"):
+                if case.fault.endswith("policies change meanwhile"):
+                    # What comes after a change is judged by what it changed to, which lets more be logged.
+                    site.front.generation = site.generation
                 body = json.dumps({"model": model, "store": False, **more}).encode()
                 again = Asked(site, "responses", "", body, {"content-type": "application/json"}, tenant)
                 await again.end()
                 site.own(tenant)
-                if tenant == "beta" and (again.status == 200 if "previous_response_id" in more else case.canary.encode() in again.data):
+                # Who names what is not there gets nothing; the words that a client sends itself are its own.
+                found = again.status == 200 if "previous_response_id" in more else case.canary.encode() in again.data
+                if found and tenant == "beta":
                     site.told.append((f"case {case.number}: a chain of another tenant", CLASSES["restricted"].encode()))
 
 
@@ -738,9 +747,9 @@ async def site_of(fault: str, redis_url: str, plant: Callable[[Site], Any] | Non
         upstreams = {one: await Upstream(one).start() for one in CLEARED}
         url = NO_REDIS if fault == "redis is down" else redis_url
         site = Site(folder, upstreams, url, fault=fault)
-        name, _, rest = fault.removeprefix("masked, ").partition(" ")
-        if name in upstreams:
-            upstreams[name].mode = "quotes" if rest.startswith("quotes") else rest.rpartition(" ")[2]
+        part, _, rest = fault.removeprefix("masked, ").partition(" ")
+        if part in upstreams:
+            upstreams[part].mode = "quotes" if rest.startswith("quotes") else rest.rpartition(" ")[2]
         elif fault == "masked, policies change meanwhile":
             upstreams["cloud"].mode = "500"
         elif rest == "raises":
