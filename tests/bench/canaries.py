@@ -158,7 +158,8 @@ class Upstream:
         self.heard = bytearray()
         self.mode = "ok"
         self.nonces: list[str] = []
-        self.on_request: Callable[[], None] | None = None
+        self.on_request: Callable[[bytes], object] | None = None
+        """Called with a request's head."""
         self.keeps_masks = False
         """Whether it was told to keep an answer with placeholders in it."""
         self.url = ""
@@ -198,7 +199,7 @@ class Upstream:
             await reader.readexactly(2)
         self.heard += body
         if self.on_request is not None:
-            self.on_request()
+            self.on_request(head)
         path = head.split(b" ", 2)[1].decode().partition("?")[0].removeprefix("/v1/")
         nonce = f"nonce-{self.name}-{len(self.nonces)}"
         self.nonces.append(nonce)
@@ -662,15 +663,17 @@ async def play(site: Site, case: Case) -> None:
     """Do one case, and keep what must hold no canary."""
     changes = case.fault.endswith("policies change meanwhile")
     site.asked.add(case.canary)
+    endpoint, query, body, headers = request_of(case)
     if changes:
         # Whatever a later generation lets be logged or sent, a request is judged by the one that was in force when it came.
         loose = POLICY.replace('text_up_to = "internal"', 'text_up_to = "restricted"')
         site.front.generation = site.generation
         later = Generation({"listed.toml": loose}, Catalogue.of(site.config))
+        # Only its own arrival: that of a request whose client has left may come while the next one is judged.
+        trace = headers["traceparent"] = f"00-{case.number + 1:032x}-{case.number + 1:016x}-01"
         for upstream in site.upstreams.values():
-            upstream.on_request = lambda: setattr(site.front, "generation", later)
+            upstream.on_request = lambda head: trace.encode() in head and setattr(site.front, "generation", later)
     site.front.health._states.clear()
-    endpoint, query, body, headers = request_of(case)
     asked = Asked(site, endpoint, query, body, headers, "acme")
     await asked.end(WHEN.get(case.way, ""))
     site.own("acme")
@@ -698,6 +701,8 @@ async def _go_on(site: Site, case: Case, asked: Asked) -> None:
     with suppress(ValueError, KeyError, IndexError):
         told = json.loads(asked.data)
         model = "m" if case.path == "responses chain" else "through-chat"
+        # What comes after a change of policies is judged by what they changed to, which lets more be logged.
+        site.front.generation = site.generation if case.fault.endswith("policies change meanwhile") else site.front.generation
         asks: list[dict[str, Any]] = [{"input": "go on", "previous_response_id": told["id"]}]
         if case.path == "responses compacted":
             if told["object"] != "response.compaction":
@@ -709,9 +714,6 @@ async def _go_on(site: Site, case: Case, asked: Asked) -> None:
             asks += [{"input": [named, {"role": "user", "content": "go on"}]}]
         for more in asks:
             for tenant in ("acme", "beta"):
-                if case.fault.endswith("policies change meanwhile"):
-                    # What comes after a change is judged by what it changed to, which lets more be logged.
-                    site.front.generation = site.generation
                 body = json.dumps({"model": model, "store": False, **more}).encode()
                 again = Asked(site, "responses", "", body, {"content-type": "application/json"}, tenant)
                 await again.end()
