@@ -219,7 +219,7 @@ class Ledger:
             words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source), choices,
             repeat("") if self.log_text else said,
         )  # fmt: skip
-        self._on_tokens(list(map(TokenEvent._make, columns)))
+        self._on_tokens(list(map(_new_tuple, repeat(TokenEvent), columns)))
         self._index += len(texts)
         self.chars_out += sum(sizes)
 

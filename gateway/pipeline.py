@@ -344,7 +344,7 @@ class Pipeline:
             request_id=ledger.request_id,
             endpoint=request.endpoint,
             model=option.model,
-            body=wire.with_usage(body) if add_usage else body,
+            body=wire.with_usage(body, request.data if body is request.body else None) if add_usage else body,
             stream=request.stream,
             headers=incoming.forwarded(dialects.of(request.endpoint).forwarded),
             usage_added=add_usage,

@@ -27,8 +27,6 @@ LOOP_BYTES = 64 * 1024
 """Stored events above this are joined into one answer on a thread: each costs about four microseconds."""
 SPOOL_BYTES = 64 * 1024 * 1024
 """Most of a stream that is held to make one answer of it, for a client that did not ask to stream."""
-_LAST_EVENTS = 3
-"""Finish reason, usage and end mark come one by one at the end of a stream."""
 CHARS_PER_TOKEN = 4.0
 """For the Record of an answer whose upstream counted nothing; such a usage is marked as an estimate."""
 
@@ -181,19 +179,12 @@ class _Reader:
         return self._read_whole(whole) if whole else b""
 
     def _read_whole(self, events: bytes) -> bytes:
-        """What of whole events goes to the client. The last ones may be of another kind than those before them."""
-        rest: list[bytes] = []
-        while (burst := self.tap.burst(events)) is None:
-            begin = events.rfind(b"\n\n", 0, -2) + 2
-            if begin < 2 or len(rest) == _LAST_EVENTS:
-                rest = [event + b"\n\n" for event in events[:-2].split(b"\n\n")] + rest
-                return b"".join([self._see(raw, log=True) for raw in rest])
-            rest.insert(0, events[begin:])
-            events = events[:begin]
+        """What of whole events goes to the client."""
+        burst = self.tap.burst(events)
+        if burst is None:
+            return b"".join([self._see(event + b"\n\n", log=True) for event in events[:-2].split(b"\n\n")])
         self._ledger.contents(burst.texts)
-        if not rest:
-            return burst.out
-        return burst.out + b"".join([self._see(raw, log=True) for raw in rest])
+        return b"".join([burst.out, *[self._see(event, log=True) for event in burst.rest]])
 
     def end(self, failure: UpstreamFailed | None) -> bytes:
         """What still goes to the client when nothing more comes. Raises UpstreamFailed for an answer that is not whole."""

@@ -174,7 +174,8 @@ def texts_of(chunk: Chunk) -> tuple[tuple[int, str], ...]:
 
 
 _LAST_NULL_USAGE = b',"usage":null}'
-_EVENT_NULL_USAGE = b',"usage":null}\n\n'
+_LAST_EVENTS = 3
+"""Finish reason, usage and end mark come at the end of a stream."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 _USAGE_KEY = re.compile(rb'"usage"\s*:')
 
@@ -211,6 +212,17 @@ class Burst(NamedTuple):
     out: bytes
     texts: list[tuple[int, str]]
     """(choice, text) of whatever says something, in order."""
+    rest: list[bytes]
+    """Events behind them, to be looked at one by one."""
+
+
+def _unlike(datas: list[bytes]) -> list[bytes]:
+    """The last ones that are not like those before: usage, end mark."""
+    for place in range(max(0, len(datas) - _LAST_EVENTS), len(datas)):
+        data = datas[place]
+        if not data.startswith(b"{") or (b'"usage"' in data and not data.endswith(_LAST_NULL_USAGE)):
+            return datas[place:]
+    return []
 
 
 class Tap:
@@ -276,16 +288,24 @@ class Tap:
     def burst(self, events: bytes) -> Burst | None:
         """As `event`, of whole events that came together, read in one go; None, and nothing is noted, unless all are plain.
 
-        Plain is `data: {...}` and a blank line, deltas of content, without an error and with no usage but a null at the end.
+        Plain is `data: {...}` and a blank line, deltas of content, without an error and with no usage but a null at the end. The
+        last few may be of another kind: they are left to the caller.
         """
-        if not (events.startswith(b"data: {") and events.endswith(b"}\n\n")) or b'"error"' in events:
+        if not events.startswith(b"data: {") or not events.endswith(b"\n\n"):
             return None
-        bare = events
+        datas = events[6:-2].split(b"\n\ndata: ")
+        rest = _unlike(datas)
+        if rest:
+            del datas[-len(rest) :]
+            events = events[: -sum([len(data) + 8 for data in rest])]
+        # A line end inside an event would make it another one; a JSON string holds none.
+        if not datas or b'"error"' in events or events.count(b"\n") != 2 * len(datas):
+            return None
+        bare = datas
         if n_usages := events.count(b'"usage"'):
-            if events.count(_EVENT_NULL_USAGE) != n_usages:
+            bare = [data[: -len(_LAST_NULL_USAGE)] + b"}" for data in datas if data.endswith(_LAST_NULL_USAGE)]
+            if not len(bare) == n_usages == len(datas):
                 return None
-            bare = events.replace(_EVENT_NULL_USAGE, b"}\n\n")
-        datas = bare[6:-2].split(b"\n\ndata: ")
         try:
             chunks = _plain_decoder.decode(b"[%b]" % b",".join(datas))
         except msgspec.MsgspecError:
@@ -297,9 +317,11 @@ class Tap:
         self.finish_reasons.update([(one.index, one.finish_reason) for one in choices if one.finish_reason is not None])
         texts = [(choice.index, text) for choice in choices if (text := choice.delta.content)]
         if self.kept is not None:
-            for data in datas:
+            for data in bare:
                 self._keep(data)
-        return Burst(bare if self._strip else events, texts)
+        if self._strip and n_usages:
+            events = b"data: %b\n\n" % b"\n\ndata: ".join(bare)
+        return Burst(events, texts, [sse.event_of(data) for data in rest])
 
     def end_with(self, error: ApiError | None) -> bytes:
         """What ends a stream that broke: the error, unless the upstream has said it, and the end mark, unless that has come."""

@@ -51,7 +51,7 @@ def parse(body: bytes) -> dict[str, Any]:
     Raises InvalidRequest for anything that two readers could read differently (a key twice, NaN, another encoding than
     UTF-8), for nesting beyond the parser's depth, and for what is not JSON.
     """
-    if not body.strip():
+    if not body or body.isspace():
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
         data = _decode(body.decode("utf-8"))
@@ -405,9 +405,12 @@ def with_model(request: Request, model: str) -> bytes:
     return _checked(request.body[:start] + quoted + request.body[end:], wanted)
 
 
-def with_usage(body: bytes) -> bytes:
-    """The bytes with `stream_options.include_usage` set to true, for an upstream whose client did not ask for usage."""
-    data = json.loads(body)
+def with_usage(body: bytes, data: dict[str, Any] | None = None) -> bytes:
+    """The bytes with `stream_options.include_usage` set to true, for an upstream whose client did not ask for usage.
+
+    `data`: what the bytes say, where that is known.
+    """
+    data = json.loads(body) if data is None else data
     options = data.get("stream_options") or {}
     wanted = {**data, "stream_options": {**options, "include_usage": True}}
     if "stream_options" not in data:

@@ -258,6 +258,8 @@ PLAIN = [
     b'{"choices": [1',
     b"2]}",
     b"[DONE]",
+    b'{\n"choices": [{"index": 7, "delta": {"content": "not in this event"}}]}',
+    b'{"choices": []}\nid: 3',
 ]
 
 
@@ -275,12 +277,16 @@ def test_events_read_together_say_what_they_say_one_by_one(datas, strip, keep):
     if burst is None:
         assert state(other) == before
     else:
-        assert burst.out == b"".join(part.out for part in seen)
-        assert tuple(burst.texts) == sum((part.texts for part in seen), ())
+        rest = [other.event(event) for event in burst.rest]
+        assert b"".join([burst.out, *(part.out for part in rest)]) == b"".join(part.out for part in seen)
+        assert (*burst.texts, *(text for part in rest for text in part.texts)) == sum((part.texts for part in seen), ())
         assert state(other) == state(one)
 
 
 def test_usual_events_are_read_together():
     """Else the test above would show nothing."""
     made, _ = tap(strip=True)
-    assert made.burst(b"".join(map(sse.event_of, (PLAIN[0], PLAIN[2], PLAIN[4])))) is not None
+    burst = made.burst(b"".join(map(sse.event_of, (PLAIN[0], PLAIN[2], PLAIN[8], b"[DONE]"))))
+    assert (burst.texts, burst.rest) == ([(0, "a"), (1, "b")], [sse.event_of(PLAIN[8]), sse.DONE])
+    nulls = b'{"choices": [{"index": 0, "delta": {"content": "c"}}],"usage":null}'
+    assert made.burst(sse.event_of(nulls) * 3).out == sse.event_of(nulls.replace(b',"usage":null', b"")) * 3

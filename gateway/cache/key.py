@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
+import msgspec
 import re2
 
 from gateway.cache import Scope
@@ -28,15 +29,15 @@ BLANKED = frozenset(
 )
 """Top-level fields that do not change what the model says. `store: true` never gets this far: see `cacheable`."""
 
-_VERSION = "gateway-cache-1"
+_VERSION = "gateway-cache-2"
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _MOST_CHARS = 1_000
 """Of a text's beginning and of its end that are read for live words; a question stands in one of them."""
 
 
-def _any_of(*alternatives: str) -> Any:
-    """One pattern of whole words. RE2, since its time is linear in the text: a client must not choose how long we search."""
-    return re2.compile(r"(?i)\b(?:" + "|".join(alternatives) + r")\b")
+def _any_of(*alternatives: str) -> str:
+    """Whole words."""
+    return r"(?i)\b(?:" + "|".join(alternatives) + r")\b"
 
 
 _LIVE = _any_of(
@@ -61,6 +62,11 @@ _OWN = _any_of(
     r"|summari[sz]e|find|look up|did|has|have) (?:[^.?!\n]{0,40} )?(?:my|our) (?:[\w-]+ ){0,2}(?:" + _RECORDS + ")",
     r"(?:did|have) i (?:just |already )?(?:say|said|asked?|tell|told|write|written|mention(?:ed)?)",
 )
+
+# RE2, since its time is linear in the text: a client must not choose how long we search.
+_FLEETING = tuple((reason, re2.compile(words)) for reason, words in (("live", _LIVE), ("chance", _CHANCE), ("records", _OWN)))
+_ANY = re2.compile(f"{_LIVE}|{_CHANCE}|{_OWN}")
+_encode = msgspec.json.Encoder().encode
 
 
 class _Last(NamedTuple):
@@ -95,13 +101,21 @@ def scope(
     where, blanked = (last.where, last.blanked) if last else ("none", rest)
     # Only the top level is sorted: below it order can matter, in a JSON schema for one.
     parts = [_VERSION, tenant, endpoint, model, policy_scope, epoch, where, blanked]
-    base = hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode())
+    base = hashlib.sha256(_written(parts))
     key, digest = base.copy(), base
     key.update(b"\0key" + (last.text.encode("utf-8", "surrogatepass") if last else b""))
     digest.update(b"\0scope" + embedder.encode())
     exact_only = _exact_only(body, last)
     text = last.text if last is not None and not exact_only else None
     return Scope(digest=digest.digest(), key=key.digest(), text=text, exact_only=exact_only, tenant=tenant, model=model)
+
+
+def _written(parts: list[Any]) -> bytes:
+    try:
+        return _encode(parts)
+    except (ValueError, OverflowError, msgspec.MsgspecError):
+        # Half a surrogate pair, or a number of more than 64 bits.
+        return json.dumps(parts, separators=(",", ":")).encode()
 
 
 def cacheable(body: dict[str, Any], *, endpoint: str = "chat/completions") -> str | None:
@@ -179,11 +193,11 @@ def _fleeting(text: str) -> str | None:
     """Why the answer would be wrong the next time, judged by words; None when nothing says so."""
     if len(text) > 2 * _MOST_CHARS:
         text = text[:_MOST_CHARS] + "\n" + text[-_MOST_CHARS:]
-    text = text.replace("\u2019", "'").encode("utf-8", "replace").decode()
-    for reason, words in (("live", _LIVE), ("chance", _CHANCE), ("records", _OWN)):
-        if words.search(text):
-            return reason
-    return None
+    if not text.isascii():
+        text = text.replace("\u2019", "'").encode("utf-8", "replace").decode()
+    if not _ANY.search(text):
+        return None
+    return next(reason for reason, words in _FLEETING if words.search(text))
 
 
 def _last_user_text(rest: dict[str, Any], endpoint: str) -> _Last | None:

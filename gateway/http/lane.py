@@ -64,6 +64,18 @@ class Connection(HttpToolsProtocol):
             self._is_idle = False
             self._owner.idle.discard(self.timeout_keep_alive_handler)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, or has been left."""
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget an exchange that is over on a connection that is: they hold each other, until garbage is collected."""
+        cycle: Any = self.cycle
+        if type(cycle) is Lane and cycle.over:
+            self.cycle = cast("Any", None)
+
     # What the parser says.
 
     def on_message_begin(self) -> None:
@@ -158,15 +170,15 @@ class Lane:
 
     __slots__ = (
         "_asks_first", "_chunked", "_connection", "_flow", "_gone", "_head", "_left", "_more", "_parts", "_scope", "_size",
-        "_transport", "_waiter", "disconnected", "keep_alive", "message_event", "response_complete", "started", "task",
+        "_transport", "_waiter", "disconnected", "keep_alive", "over", "response_complete", "started", "task",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, asks_first: bool) -> None:
         self.keep_alive = keep_alive
         self.response_complete = False
         self.disconnected = False
-        self.message_event = self
-        """uvicorn sets it when the connection is lost."""
+        self.over = False
+        """Whether nobody works on it any more."""
         self.task: asyncio.Task[None] | None = None
         self.started = False
         self._connection = connection
@@ -198,8 +210,16 @@ class Lane:
                 if self._head:
                     self._transport.write(self._head)
                 self._transport.close()
+            self.over = True
+            if self.disconnected or self._transport.is_closing():
+                connection.let_go()
 
     # What the connection says.
+
+    @property
+    def message_event(self) -> Lane:
+        """What uvicorn sets when the connection is lost."""
+        return self
 
     def feed(self, data: bytes) -> None:
         """Some of the body has come."""

@@ -1,13 +1,14 @@
 """The short way from the parser to the Edge, on real sockets: what uvicorn would have done by itself still holds."""
 
 import asyncio
+import gc
 import json
 
 import pytest
 from front import body
 from hostile import answer, chunk, completion, head, hostile
 
-from gateway.http.lane import Connections
+from gateway.http.lane import Connection, Connections, Lane
 
 DONE = b"data: [DONE]\n\n"
 
@@ -209,3 +210,33 @@ async def test_what_the_lane_does_not_carry_goes_through_the_application(world):
             writer.close()
     assert seen == [("1.0", "POST"), ("1.1", "POST"), ("1.1", "PUT"), ("1.1", "POST")]
     assert len(made.records) == 1
+
+
+async def test_nothing_of_a_request_waits_for_the_garbage_collector(world, server):
+    """Whole, streamed, refused, or left by its client: with the connection closed, every exchange is freed by itself."""
+    server.scripts = [[answer(200, completion())], [head(), chunk("fine"), chunk(finish="stop"), DONE]]
+    made = world(up={"base_url": server.base_url})
+
+    def lanes():
+        return [thing for thing in gc.get_objects() if type(thing) in {Lane, Connection}]
+
+    async with made.listening() as (host, port):
+        gc.collect()
+        gc.disable()
+        try:
+            before = len(lanes())
+            for sent in (body("one"), body("two", stream=True), b"{"):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(request(made, sent))
+                await read_answer(reader)
+                writer.close()
+            _, writer = await asyncio.open_connection(host, port)
+            writer.write(request(made, body()[:10], length=100))
+            while made.edge.in_flight == 0:
+                await asyncio.sleep(0)
+            writer.close()
+            async with asyncio.timeout(5):
+                while len(lanes()) > before:
+                    await asyncio.sleep(0.001)
+        finally:
+            gc.enable()
