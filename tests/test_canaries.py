@@ -41,7 +41,7 @@ async def test_no_word_reaches_a_place_that_may_not_have_it(canaries, fault):
 )  # fmt: skip
 async def test_no_word_that_is_found_leaves_unmasked(canaries, fault, leaves):
     """Upstreams outside that are cleared for everything get placeholders, or where that fails nothing; clients get their words."""
-    found = await canaries.run_batch(6, 1, "", size=80, fault=fault)
+    found = await canaries.run_batch(6, 1, "", size=96, fault=fault)
     assert found["leaks"] == []
     assert len(found["cells"]) == len(canaries.MASKED_PATHS) * len(canaries.WAYS)
     assert (found["masked"] > 0, found["restored"] > 0) == (leaves, leaves)

@@ -51,8 +51,8 @@ BATCH = 120
 
 PATHS = ("chat", "chat stream", "completions", "responses", "responses chain", "responses above", "responses compacted", "messages",
          "embeddings", "moderations", "speech", "transcription", "image edit", "batch file", "explain")  # fmt: skip
-MASKED_PATHS = ("chat", "chat stream", "completions", "responses", "responses stream", "responses chain", "messages",
-                "messages stream", "explain", "not maskable")  # fmt: skip
+MASKED_PATHS = ("chat", "chat stream", "completions", "responses", "responses stream", "responses chain", "responses above",
+                "responses compacted", "messages", "messages stream", "explain", "not maskable")  # fmt: skip
 BARE = ("embeddings", "moderations", "speech", "transcription", "image edit", "batch file")
 """What `not maskable` is, in turn."""
 OUTSIDE = ("open", "cloud", "eu")
@@ -205,7 +205,7 @@ class Upstream:
         self.nonces.append(nonce)
         plain = body.replace(b" ", b"")
         self.keeps_masks |= path == "responses" and b'"store":false' not in plain and bool(PLACEHOLDER.search(body))
-        said = re.findall(rb"(?:sk-proj-)?Zq7\w+|" + PLACEHOLDER.pattern, body)
+        said = re.findall(rb"(?:sk-proj-)?Zq7\w+(?:@example\.org)?|" + PLACEHOLDER.pattern, body)
         text = " ".join([nonce, "you said", *(word.decode() for word in said[:3]), "and that was it"])
         streams = b'"stream":true' in plain and path in STREAMS
         if self.mode == "slow":
