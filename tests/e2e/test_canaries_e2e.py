@@ -130,12 +130,12 @@ async def test_a_killed_cache_worker_leaves_no_word_behind(far, tmp_path):
     """Killed under requests of every class, and after its restart: no file holds what may not be cached, and what may be is."""
     with gateway_before(far, tmp_path, takes="internal", policy=POLICY) as gateway:
         gateway.until_up("home/smollm2-135m").until_up("home/all-minilm-l6-v2")
-        for word in (SECRET, ADDRESS, "the wide zq7ocean"):
-            await ask(gateway, word)
-            await cut(gateway, word, "gateway.cache.worker", 8)
-            await ask(gateway, word)
-            gateway.until_up("home/all-minilm-l6-v2")
-            await ask(gateway, word)
+        words = (SECRET, ADDRESS, "the wide zq7ocean")
+        before = [(await ask(gateway, word)).status_code for word in words]
+        await cut(gateway, ADDRESS, "gateway.cache.worker", 8)
+        during = [(await ask(gateway, word)).status_code for word in words]
+        gateway.until_up("home/all-minilm-l6-v2")
+        assert before == during == [(await ask(gateway, word)).status_code for word in words] == [200] * 3
         assert (await ask(gateway, "the wide zq7ocean")).headers["x-gateway-cache"].startswith("hit")
         assert leaks(far, gateway) == []
     assert leaks(far, gateway) == []
