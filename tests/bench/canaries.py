@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -43,6 +44,7 @@ from gateway import control, metrics
 from gateway.app import Front, create_app
 from gateway.cache import Miss
 from gateway.policy.generation import Catalogue, Generation
+from gateway.redact import Vault
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 """Where nobody listens."""
@@ -833,6 +835,7 @@ async def run_batch(
     endings: Counter[str] = Counter()
     if redis_url:
         _emptied(redis_url)
+    vaults = _vaults()
     with tempfile.TemporaryDirectory(prefix="canaries-said-") as said, stderr_kept(Path(said)) as kept:
         async with site_of(fault, redis_url, plant) as site:
             closed = site.front._closed
@@ -843,6 +846,8 @@ async def run_batch(
                 await play(site, case)
             await site.front.cache.settled()
             await _flushed(site)
+            if site.masks and _vaults() > vaults:
+                site.told.append(("memory after the request: what stands for what", CLASSES["restricted"].encode()))
             masked = sum(len(PLACEHOLDER.findall(site.upstreams[name].heard)) for name in OUTSIDE)
             sinks = [*site.sinks(), ("standard output and error", _said(kept), tuple(CLASSES))]
     leaks = [
@@ -860,6 +865,12 @@ async def run_batch(
         "restored": site.restored,
         "bytes": sum(len(one[1]) for one in sinks),
     }
+
+
+def _vaults() -> int:
+    """How many requests' originals are in memory."""
+    gc.collect()
+    return sum(isinstance(one, Vault) for one in gc.get_objects())
 
 
 async def _flushed(site: Site) -> None:

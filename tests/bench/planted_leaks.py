@@ -673,6 +673,12 @@ async def _noted(real: Any, _call: Any, ledger: Any, _told: Any) -> Any:
     return made
 
 
+async def _kept(real: Any, _call: Any, _ledger: Any, told: list[Any]) -> Any:
+    made = await real()
+    told.insert(0, made.vault)
+    return made
+
+
 async def _in_header(real: Any, _call: Any, _ledger: Any, _told: Any) -> Any:
     made = await real()
     return replace(made, headers=[*made.headers, ("x-originals", repr(made.vault._values))])
@@ -695,6 +701,7 @@ _masked(_skipped, "a mask that fails is left out", fault="masked, key file is da
 _masked(_skipped, "a mask whose detector fails is left out", fault="masked, detector raises on the way")
 _masked(_logged, "the vault is logged", path="chat", **ADDRESS)
 _masked(_noted, "the record names what was masked", path="chat", **ADDRESS)
+_masked(_kept, "the vault outlives its request", path="chat", **ADDRESS)
 _masked(_in_header, "the vault travels in a header", path="chat", **ADDRESS)
 _masked(_beside, "the original travels beside its mask in base64", path="chat", **ADDRESS)
 
