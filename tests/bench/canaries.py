@@ -835,7 +835,7 @@ async def run_batch(
     endings: Counter[str] = Counter()
     if redis_url:
         _emptied(redis_url)
-    vaults = _vaults()
+    vaults = _vaults() if fault in MASKED else 0
     with tempfile.TemporaryDirectory(prefix="canaries-said-") as said, stderr_kept(Path(said)) as kept:
         async with site_of(fault, redis_url, plant) as site:
             closed = site.front._closed
