@@ -2,7 +2,8 @@
 
 `python -m tests.bench.canaries --cases 100000 --json` runs a real front worker's parts in this process, with loopback sockets
 for its upstreams, a state folder and, where redis-server is installed, a Redis. A case is drawn from its seed and number: a path,
-a fault, a way the client behaves, a place and a form of the canary. `--state FILE` goes on where a run was stopped;
+a fault, a way the request ends, a place and a form of the canary. Under a fault that begins with `masked`, upstreams outside are
+cleared for everything and a limit masks what leaves: no canary may reach them in any form. `--state FILE` goes on where a run was stopped;
 `--shard 1/4` does a part. `--plant all` runs the same search over deliberate leaks, each of which it must catch.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -31,6 +33,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from rich.console import Console
@@ -41,24 +44,30 @@ from gateway import control, metrics
 from gateway.app import Front, create_app
 from gateway.cache import Miss
 from gateway.policy.generation import Catalogue, Generation
+from gateway.redact import Vault
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 """Where nobody listens."""
-BATCH = 100
-"""Cases between two searches: one front worker, one fault."""
+BATCH = 120
+"""Cases between two searches: one front worker, one fault, and every path in every way."""
 
-PATHS = ("chat", "chat stream", "completions", "responses", "responses chain", "messages", "embeddings", "moderations", "transcription",
-         "batch file", "explain")  # fmt: skip
-FAULTS = ("none", "detector raises", "oversize", "home is down", "home answers 500", "home is cut", "cloud is down", "redis is down",
-          "disk is full", "policies change meanwhile")  # fmt: skip
-WAYS = (
-    "reads to the end",
-    "asks again",
-    "leaves before the answer",
-    "leaves in the middle",
-    "never reads",
-    "another tenant asks",
-)
+PATHS = ("chat", "chat stream", "completions", "responses", "responses chain", "responses above", "responses compacted", "messages",
+         "embeddings", "moderations", "speech", "transcription", "image edit", "batch file", "explain")  # fmt: skip
+MASKED_PATHS = ("chat", "chat stream", "completions", "responses", "responses stream", "responses chain", "responses above",
+                "responses compacted", "messages", "messages stream", "explain", "not maskable")  # fmt: skip
+BARE = ("embeddings", "moderations", "speech", "transcription", "image edit", "batch file")
+"""What `not maskable` is, in turn."""
+OUTSIDE = ("open", "cloud", "eu")
+"""Upstreams of other zones, lowest clearance first."""
+CONFINED = ("none", "detector raises", "oversize", "home is down", "home answers 500", "home is cut", "home is slow",
+            "eu quotes in its error", "cloud is down", "redis is down", "disk is full", "policies change meanwhile")  # fmt: skip
+MASKED = ("masked", "masked, detector raises", "masked, detector raises on the way", "masked, key file is damaged", "masked, oversize",
+          "masked, cloud is down", "masked, cloud answers 500", "masked, cloud is cut", "masked, cloud is slow",
+          "masked, cloud quotes in its error", "masked, disk is full", "masked, policies change meanwhile")  # fmt: skip
+FAULTS = CONFINED + MASKED
+WAYS = ("reads to the end", "asks again", "leaves before the answer", "leaves in the middle", "never reads", "another tenant asks",
+        "is stopped at the head", "is stopped in the middle")  # fmt: skip
+"""What the client does; in the last two, the gateway gives up the request itself."""
 
 # What is searched for: a constant head and tail by class, so that one pass over a sink sees every canary.
 CLASSES = {"restricted": "Zq7Red4Red4Red", "confidential": "Zq7Con4Con4Con", "internal": "Zq7Int4Int4Int"}
@@ -76,22 +85,7 @@ on_full = "drop"
 [cache]
 semantic = false
 {redis}
-[upstreams.cloud]
-kind = "openai"
-base_url = "{cloud}"
-zone = "us"
-takes_up_to = "internal"
-trains = true
-[upstreams.eu]
-kind = "openai"
-base_url = "{eu}"
-zone = "eu"
-takes_up_to = "confidential"
-[upstreams.home]
-kind = "openai"
-base_url = "{home}"
-zone = "local"
-takes_up_to = "restricted"
+{upstreams}
 [policies]
 default = "listed"
 {models}
@@ -107,6 +101,19 @@ text_up_to = "internal"
 name = "all"
 order_by = "listed"
 """
+MASKING = f"""
+[[terms]]
+name = "projects"
+class = "internal"
+words = ["{CLASSES["internal"]}"]
+[[limit]]
+name = "masked outside"
+redact = "outside"
+"""
+CLEARED = {"open": ("us", "public"), "cloud": ("us", "internal"), "eu": ("eu", "confidential"), "home": ("local", "restricted")}
+"""By upstream: its zone and clearance."""
+SLOW = "first_token_timeout_s = 0.02\nidle_timeout_s = 0.02\ntotal_timeout_s = 0.06\nretries = 0"
+PLACEHOLDER = re.compile(rb"\[[A-Z0-9_]+_[A-Z]{4}_[0-9]+\]")
 
 
 def needles() -> dict[str, list[bytes]]:
@@ -114,7 +121,8 @@ def needles() -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
     for class_, mark in CLASSES.items():
         raw = mark.encode()
-        forms = [raw, raw[::-1], raw.hex().encode(), "".join(f"\\u{byte:04x}" for byte in raw).encode()]
+        forms = [raw, raw[::-1], raw.hex().encode(), raw.hex().upper().encode()]
+        forms += ["".join(f"\\u{byte:04x}" for byte in raw).encode()]
         for shift in range(3):
             # Of base64, the part that does not hang on what stands before and behind.
             coded = base64.b64encode(b"\0" * shift + raw)
@@ -138,6 +146,12 @@ def seen_in(data: bytes, classes: tuple[str, ...]) -> list[tuple[str, bytes]]:
     return found
 
 
+def digests(word: str) -> list[bytes]:
+    """What a table could be searched for, where a placeholder is made of its value: the beginnings of its usual digests."""
+    made = [hashlib.new(name, word.encode()).hexdigest()[:12] for name in ("md5", "sha1", "sha256", "blake2b")]
+    return [form.encode() for one in made for form in (one, one.upper())]
+
+
 class Upstream:
     """An upstream on a real socket: keeps every byte that reaches it, answers in its dialect, and repeats what it was told."""
 
@@ -146,7 +160,10 @@ class Upstream:
         self.heard = bytearray()
         self.mode = "ok"
         self.nonces: list[str] = []
-        self.on_request: Callable[[], None] | None = None
+        self.on_request: Callable[[bytes], object] | None = None
+        """Called with a request's head."""
+        self.keeps_masks = False
+        """Whether it was told to keep an answer with placeholders in it."""
         self.url = ""
         self._server: asyncio.Server | None = None
 
@@ -184,38 +201,80 @@ class Upstream:
             await reader.readexactly(2)
         self.heard += body
         if self.on_request is not None:
-            self.on_request()
+            self.on_request(head)
         path = head.split(b" ", 2)[1].decode().partition("?")[0].removeprefix("/v1/")
         nonce = f"nonce-{self.name}-{len(self.nonces)}"
         self.nonces.append(nonce)
-        said = re.findall(rb"(?:sk-proj-)?Zq7\w+", body)
+        plain = body.replace(b" ", b"")
+        self.keeps_masks |= path == "responses" and b'"store":false' not in plain and bool(PLACEHOLDER.search(body))
+        said = re.findall(rb"(?:sk-proj-)?Zq7\w+(?:@example\.org)?|" + PLACEHOLDER.pattern, body)
         text = " ".join([nonce, "you said", *(word.decode() for word in said[:3]), "and that was it"])
-        if self.mode == "500":
-            error = json.dumps({"error": {"message": "it broke", "type": "server_error", "param": None, "code": None}}).encode()
-            writer.write(_http(500, "application/json", error))
-        elif b'"stream":true' in body.replace(b" ", b"") and path in {"chat/completions", "completions"}:
-            await self._stream(writer, text)
+        streams = b'"stream":true' in plain and path in STREAMS
+        if self.mode == "slow":
+            # Some answers come late, others not within any patience.
+            await asyncio.sleep(0.2 if len(self.nonces) % 3 == 0 else 0.004)
+        if self.mode == "500" or (self.mode == "quotes" and not streams):
+            error = {"error": {"message": f"it broke: {text}", "type": "server_error", "param": None, "code": None}}
+            writer.write(_http(400 if self.mode == "quotes" else 500, "application/json", json.dumps(error).encode()))
+        elif streams:
+            await self._stream(writer, path, text, nonce)
+        elif path == "audio/speech":
+            writer.write(_http(200, "audio/mpeg", text.encode()))
         else:
             whole = _http(200, "application/json", json.dumps(_whole(path, text, nonce)).encode())
             writer.write(whole[: len(whole) // 2] if self.mode == "cut" else whole)
         await writer.drain()
 
-    async def _stream(self, writer: asyncio.StreamWriter, text: str) -> None:
+    async def _stream(self, writer: asyncio.StreamWriter, path: str, text: str, nonce: str) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        pieces = re.findall(r".{1,7}", text)
-        for number, piece in enumerate(pieces):
-            if self.mode == "cut" and number > len(pieces) // 2:
+        events = list(STREAMS[path](re.findall(r".{1,7}", text), _whole(path, text, nonce)))
+        for number, event in enumerate(events):
+            if number > len(events) // 2 and self.mode in {"cut", "quotes"}:
+                if self.mode == "quotes":
+                    error = {"message": f"it broke: {text}", "type": "server_error", "param": None, "code": None}
+                    writer.write(b"data: " + json.dumps({"type": "error", "error": error}).encode() + b"\n\n")
                 return
-            await _say(writer, {"content": piece}, None)
-        await _say(writer, {}, "stop")
-        writer.write(b"data: [DONE]\n\n")
+            if self.mode == "slow":
+                await asyncio.sleep(0.001)
+            name = f"event: {event['type']}\n" if "type" in event else ""
+            writer.write(f"{name}data: {json.dumps(event)}\n\n".encode())
+            await writer.drain()
+        if path not in {"responses", "messages"}:
+            writer.write(b"data: [DONE]\n\n")
 
 
-async def _say(writer: asyncio.StreamWriter, delta: dict[str, str], finish: str | None) -> None:
-    choice = {"index": 0, "delta": delta, "text": delta.get("content", ""), "finish_reason": finish}
-    whole = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "up", "choices": [choice]}
-    writer.write(b"data: " + json.dumps(whole).encode() + b"\n\n")
-    await writer.drain()
+def _chunks(pieces: list[str], _: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for piece in (*pieces, ""):
+        delta, finish = ({"content": piece}, None) if piece else ({}, "stop")
+        choice = {"index": 0, "delta": delta, "text": piece, "finish_reason": finish}
+        yield {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "up", "choices": [choice]}
+
+
+def _response_events(pieces: list[str], whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    item = whole["output"][0]
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    empty = {**whole, "status": "in_progress", "output": []}
+    events: list[dict[str, Any]] = [{"type": "response.created", "response": empty}]
+    events += [{"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}}]
+    events += [{"type": "response.output_text.delta", **place, "delta": piece} for piece in pieces]
+    events += [{"type": "response.output_text.done", **place, "text": "".join(pieces)}]
+    events += [{"type": "response.output_item.done", "output_index": 0, "item": item}]
+    for number, event in enumerate([*events, {"type": "response.completed", "response": whole}]):
+        yield {**event, "sequence_number": number}
+
+
+def _message_events(pieces: list[str], whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"type": "message_start", "message": {**whole, "content": [], "stop_reason": None}}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    for piece in pieces:
+        yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+    yield {"type": "content_block_stop", "index": 0}
+    yield {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}}
+    yield {"type": "message_stop"}
+
+
+STREAMS = {"chat/completions": _chunks, "completions": _chunks, "responses": _response_events, "messages": _message_events}
+"""By path: the events that say a text in these pieces."""
 
 
 def _http(status: int, media: str, body: bytes) -> bytes:
@@ -281,23 +340,31 @@ class Tape:
 class Site:
     """One front worker with its surroundings, and everything that it must not fill."""
 
-    def __init__(self, folder: Path, upstreams: dict[str, Upstream], redis_url: str, *, max_scan_chars: int = 100_000) -> None:
+    def __init__(self, folder: Path, upstreams: dict[str, Upstream], redis_url: str, *, fault: str) -> None:
         self.folder, self.upstreams, self.redis_url = folder, upstreams, redis_url
+        self.masks = fault in MASKED
+        plain = [one for one in config_of.CAPABILITIES if one != "responses"]
         models = "".join(
-            f'[[models.m.candidates]]\nupstream = "{name}"\ncapabilities = {json.dumps(config_of.CAPABILITIES)}\n'
+            f'[[models.{model}.candidates]]\nupstream = "{name}"\ncapabilities = {json.dumps(able)}\n'
+            for model, able in (("m", config_of.CAPABILITIES), ("through-chat", plain))
             for name in upstreams
         )
+        cleared = CLEARED | dict.fromkeys(("cloud", "eu"), ("eu", "restricted")) if self.masks else CLEARED
         text = CONFIG.format(
             state=folder / "state",
-            max_scan_chars=max_scan_chars,
+            max_scan_chars=20 if "oversize" in fault else 100_000,
             redis='redis_url_env = "CANARY_REDIS"' if redis_url else "",
             models=models,
-            **{name: upstream.url for name, upstream in upstreams.items()},
+            upstreams="\n".join(
+                f'[upstreams.{name}]\nkind = "openai"\nbase_url = "{upstream.url}"\nzone = "{cleared[name][0]}"\n'
+                f'takes_up_to = "{cleared[name][1]}"\n{SLOW if "is slow" in fault else ""}'
+                for name, upstream in upstreams.items()
+            ),
         )
         (folder / "config.toml").write_text(text)
         os.environ["CANARY_REDIS"] = redis_url
         self.config = config_of.load(folder / "config.toml")
-        self.generation = Generation({"listed.toml": POLICY}, Catalogue.of(self.config))
+        self.generation = Generation({"listed.toml": POLICY + MASKING if self.masks else POLICY}, Catalogue.of(self.config))
         start = control.Start(
             config=msgspec.json.encode(self.config),
             name="front0",
@@ -309,12 +376,18 @@ class Site:
         self.tape = Tape()
         self.front.cache._semantic = self.tape  # type: ignore[assignment]
         self.app = create_app(self.front)
+        # What is tried again is tried at once.
+        self.front.pipeline._dispatch._sleep = lambda _: asyncio.sleep(0)
         key_file = self.front.keys._file
         self.keys = {tenant: key_file.add(tenant, tenant=tenant, scopes=("chat", "admin")) for tenant in ("acme", "beta")}
         self.told: list[tuple[str, bytes]] = []
         """Answers that must hold no canary: refusals, and what another tenant got, with what they are."""
         self.owners: dict[str, str] = {}
         """Tenant by nonce."""
+        self.asked: set[str] = set()
+        """Canaries of the requests so far."""
+        self.restored = 0
+        """Answers of upstreams outside in which a client found its canary again, though they never had it."""
 
     def own(self, tenant: str) -> None:
         """What upstreams have answered since the last call was asked by this tenant."""
@@ -328,9 +401,17 @@ class Site:
     def sinks(self) -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
         """Everything that was written: its name, its bytes, and the classes that it may not hold."""
         high = ("restricted", "confidential")
-        yield "socket of cloud", bytes(self.upstreams["cloud"].heard), high
-        yield "socket of eu", bytes(self.upstreams["eu"].heard), ("restricted",)
-        yield "embedder", bytes(self.tape.heard), high
+        for name, classes in zip(OUTSIDE, (tuple(CLASSES), high, high[:1]), strict=True):
+            upstream = self.upstreams[name]
+            yield f"socket of {name}", bytes(upstream.heard), tuple(CLASSES) if self.masks else classes
+            if self.masks and upstream.keeps_masks:
+                yield f"an answer with masks, kept at {name}", CLASSES["restricted"].encode(), high
+            if self.masks and any(form in upstream.heard for word in self.asked for form in digests(word)):
+                yield f"a digest at {name}", CLASSES["restricted"].encode(), high
+        # Nothing that was masked is ever cached; of the rest, what is public and internal.
+        kept = tuple(CLASSES) if self.masks else high
+        yield "embedder", bytes(self.tape.heard), kept
+        yield "memory of the cache", repr(self.front.cache._exact._kept).encode(), kept
         yield "metrics", metrics.render(self.front.counts())[0], tuple(CLASSES)
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
@@ -378,6 +459,8 @@ class Case(msgspec.Struct, frozen=True):
 
     number: int
     path: str
+    kind: str
+    """The path, or what of a group of paths this case is."""
     fault: str
     way: str
     class_: str
@@ -390,19 +473,31 @@ def draw(seed: int, number: int, fault: str, **forced: str) -> Case:
     """The case of this number. Paths and ways take turns, so that every cell gets its share; the rest is drawn, or forced."""
     drawn = random.Random(f"{seed}/{number}")
     cell = number // BATCH // len(FAULTS) * BATCH + number % BATCH
-    path = forced.get("path", PATHS[cell % len(PATHS)])
-    way = forced.get("way", WAYS[cell // len(PATHS) % len(WAYS)])
-    class_ = forced.get("class_", drawn.choices(tuple(CLASSES), (6, 3, 1))[0])
-    form = forced.get("form", drawn.choice(FORMS))
+    masks = fault in MASKED
+    paths = MASKED_PATHS if masks else PATHS
+    path = forced.get("path", paths[cell % len(paths)])
+    kind = forced.get("kind", BARE[cell // len(paths) % len(BARE)]) if path == "not maskable" else path
+    way = forced.get("way", WAYS[cell // len(paths) % len(WAYS)])
+    class_ = forced.get("class_", "internal" if path == "responses above" else drawn.choices(tuple(CLASSES), (6, 3, 1))[0])
+    # Masks are for what is found: of base64 nobody says that it is.
+    form = forced.get("form", drawn.choice([form for form in FORMS if not (masks and form == "base64")]))
     place = forced.get("place", drawn.choice(PLACES))
     if place in {"header", "tag"}:
         # Words about a request are no part of it: they stay away from logs and upstreams where anything is found in them.
         class_, form = "restricted", "raw"
-    elif form == "token ids" and path not in {"completions", "embeddings"}:
+    elif form == "token ids" and kind not in {"completions", "embeddings"}:
         form = "raw"
-    word = CLASSES[class_] + "".join(drawn.choices(string.ascii_letters + string.digits, k=30))
-    canary = f"sk-proj-{word}" if class_ == "restricted" and form in {"raw", "json-escaped"} else word
-    return Case(number, path, fault, way, class_, form, place, canary)
+    elif form == "token ids" and masks:
+        class_ = "restricted"
+    tail = "".join(drawn.choices(string.ascii_letters + string.digits, k=30))
+    canary = CLASSES[class_] + tail
+    if form in {"raw", "json-escaped"}:
+        if class_ == "restricted":
+            canary = f"sk-proj-{canary}"
+        elif masks:
+            # What the detector finds: an address, and a customer's own word.
+            canary = f"{canary}@example.org" if class_ == "confidential" else f"{CLASSES[class_]} {tail}"
+    return Case(number, path, kind, fault, way, class_, form, place, canary)
 
 
 def request_of(case: Case) -> tuple[str, str, bytes, dict[str, str]]:
@@ -410,15 +505,16 @@ def request_of(case: Case) -> tuple[str, str, bytes, dict[str, str]]:
     word = base64.b64encode(f"see {case.canary} there".encode()).decode() if case.form == "base64" else case.canary
     headers = {"content-type": "application/json"}
     # What the detector does not see is classed by its sender; what it finds needs no word.
-    if not case.canary.startswith("sk-proj-"):
+    found = case.canary.startswith("sk-proj-") or (case.fault in MASKED and case.form != "token ids")
+    if not found:
         headers["x-gateway-class"] = case.class_
     query = ""
     if case.place == "header":
         headers["x-client-request-id"] = headers["idempotency-key"] = word[:120]
     elif case.place == "tag":
         headers["x-gateway-tags"] = word
-    elif case.place == "query" and case.path == "messages":
-        query = f"note={word}"
+    elif case.place == "query" and case.kind.startswith("messages"):
+        query = f"note={quote(word)}"
     endpoint, body = _body(case, f"Dear model, look at {word} please.", word)
     if isinstance(body, bytes):
         headers["content-type"] = "multipart/form-data; boundary=XX"
@@ -431,29 +527,39 @@ def request_of(case: Case) -> tuple[str, str, bytes, dict[str, str]]:
 
 def _body(case: Case, text: str, word: str) -> tuple[str, Any]:
     shown = text if case.place not in {"header", "tag", "query"} else "Dear model."
-    if case.path == "transcription":
+    if case.kind == "image edit":
+        form = f'--XX\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n--XX\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n{shown}\r\n--XX\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\ncontent-type: image/png\r\n\r\nPNG{word}\r\n--XX--\r\n'
+        return "images/edits", form.encode()
+    if case.kind == "transcription":
         name = f"{word}.wav" if case.place == "file name" else "a.wav"
         form = f'--XX\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n--XX\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n{shown}\r\n--XX\r\ncontent-disposition: form-data; name="file"; filename="{name}"\r\ncontent-type: audio/wav\r\n\r\nRIFF{word}\r\n--XX--\r\n'
         return "audio/transcriptions", form.encode()
-    if case.path == "batch file":
+    if case.kind == "batch file":
         line = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
                            "body": {"model": "m", "messages": [{"role": "user", "content": shown}]}})  # fmt: skip
         name = f"{word}.jsonl" if case.place == "file name" else "b.jsonl"
         form = f'--XX\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--XX\r\ncontent-disposition: form-data; name="file"; filename="{name}"\r\ncontent-type: application/jsonl\r\n\r\n{line}\n\r\n--XX--\r\n'
         return "files", form.encode()
     ids = [101, *IDS[case.class_], 102]
-    match case.path:
+    match case.kind:
         case "completions":
             return "completions", {"model": "m", "prompt": ids if case.form == "token ids" else shown, "max_tokens": 9}
         case "embeddings":
             return "embeddings", {"model": "m", "input": ids if case.form == "token ids" else shown}
         case "moderations":
             return "moderations", {"model": "m", "input": shown}
-        case "responses" | "responses chain":
+        case "speech":
+            return "audio/speech", {"model": "m", "voice": "alloy", "input": shown}
+        case "responses compacted":
+            return "responses/compact", {"model": "through-chat", "input": [{"role": "user", "content": shown}]}
+        case "responses above":
+            return "responses", {"model": "through-chat", "input": [{"role": "user", "content": shown}], "store": True}
+        case "responses" | "responses chain" | "responses stream":
             return "responses", {"model": "m", "input": [{"role": "user", "content": shown}], "store": case.class_ == "internal" or case.number % 3 == 0,
-                                 "metadata": {"note": word} if case.place == "metadata" else {}}  # fmt: skip
-        case "messages":
-            return "messages", {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": shown}]}
+                                 "metadata": {"note": word} if case.place == "metadata" else {}, "stream": case.kind.endswith("stream")}  # fmt: skip
+        case "messages" | "messages stream":
+            asked = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": shown}]}
+            return "messages", {**asked, "stream": case.kind.endswith("stream")}
     return ("route" if case.path == "explain" else "chat/completions"), _chat(case, text, word)
 
 
@@ -536,6 +642,9 @@ class Asked:
             self._leaves.set()
         if self._when == "never":
             self._leaves.set()
+        if self._when == ("at the head" if message["type"] == "http.response.start" else "stopped"):
+            self.task.cancel()
+            await asyncio.sleep(0)
 
     async def end(self, when: str = "") -> None:
         """Wait for the end; the client leaves `before` it, in the `middle`, or `never` reads."""
@@ -548,37 +657,36 @@ class Asked:
                 await self.task
 
 
-WHEN = {"leaves before the answer": "before", "leaves in the middle": "middle", "never reads": "never"}
+WHEN = {"leaves before the answer": "before", "leaves in the middle": "middle", "never reads": "never",
+        "is stopped at the head": "at the head", "is stopped in the middle": "stopped"}  # fmt: skip
 
 
 async def play(site: Site, case: Case) -> None:
     """Do one case, and keep what must hold no canary."""
-    if case.fault == "policies change meanwhile":
-        # Whatever a later generation lets be logged, a request is judged by the one that was in force when it came.
+    changes = case.fault.endswith("policies change meanwhile")
+    site.asked.add(case.canary)
+    endpoint, query, body, headers = request_of(case)
+    if changes:
+        # Whatever a later generation lets be logged or sent, a request is judged by the one that was in force when it came.
         loose = POLICY.replace('text_up_to = "internal"', 'text_up_to = "restricted"')
         site.front.generation = site.generation
         later = Generation({"listed.toml": loose}, Catalogue.of(site.config))
+        # Only its own arrival: that of a request whose client has left may come while the next one is judged.
+        trace = headers["traceparent"] = f"00-{case.number + 1:032x}-{case.number + 1:016x}-01"
         for upstream in site.upstreams.values():
-            upstream.on_request = lambda: setattr(site.front, "generation", later)
+            upstream.on_request = lambda head: trace.encode() in head and setattr(site.front, "generation", later)
     site.front.health._states.clear()
-    endpoint, query, body, headers = request_of(case)
     asked = Asked(site, endpoint, query, body, headers, "acme")
     await asked.end(WHEN.get(case.way, ""))
     site.own("acme")
     _check(site, case, asked)
-    if case.path == "responses chain" and asked.status == 200:
-        with suppress(ValueError, KeyError):
-            previous = json.loads(asked.data)["id"]
-            more = json.dumps({"model": "m", "input": "go on", "previous_response_id": previous, "store": False}).encode()
-            for tenant in ("acme", "beta"):
-                again = Asked(site, "responses", "", more, {"content-type": "application/json"}, tenant)
-                await again.end()
-                site.own(tenant)
-                if tenant == "beta" and again.status == 200:
-                    site.told.append((f"case {case.number}: a chain of another tenant", CLASSES["restricted"].encode()))
+    outside = asked.headers.get("x-gateway-route", "").partition("/")[0] in OUTSIDE
+    site.restored += site.masks and outside and case.canary.encode() in asked.data
+    if asked.status == 200:
+        await _go_on(site, case, asked)
     if case.way in {"asks again", "another tenant asks"}:
         tenant = "acme" if case.way == "asks again" else "beta"
-        site.front.generation = site.generation if case.fault == "policies change meanwhile" else site.front.generation
+        site.front.generation = site.generation if changes else site.front.generation
         again = Asked(site, endpoint, query, body, headers, tenant)
         await again.end()
         site.own(tenant)
@@ -588,9 +696,40 @@ async def play(site: Site, case: Case) -> None:
                 site.told.append((f"case {case.number}: an answer of another tenant", CLASSES["restricted"].encode()))
 
 
+async def _go_on(site: Site, case: Case, asked: Asked) -> None:
+    """Go on from an answer with words that nobody minds: what they go on from keeps its class, and its tenant."""
+    if case.path not in {"responses chain", "responses above", "responses compacted"}:
+        return
+    with suppress(ValueError, KeyError, IndexError):
+        told = json.loads(asked.data)
+        model = "m" if case.path == "responses chain" else "through-chat"
+        # What comes after a change of policies is judged by what they changed to, which lets more be logged.
+        site.front.generation = site.generation if case.fault.endswith("policies change meanwhile") else site.front.generation
+        asks: list[dict[str, Any]] = [{"input": "go on", "previous_response_id": told["id"]}]
+        if case.path == "responses compacted":
+            if told["object"] != "response.compaction":
+                return
+            # With what its user has said in plain words, and without.
+            asks = [{"input": [*told["output"][cut:], {"role": "user", "content": "go on"}]} for cut in (0, -1)]
+        elif case.path == "responses above":
+            named = {"type": "item_reference", "id": told["output"][0]["id"]}
+            asks += [{"input": [named, {"role": "user", "content": "go on"}]}]
+        for more in asks:
+            for tenant in ("acme", "beta"):
+                body = json.dumps({"model": model, "store": False, **more}).encode()
+                again = Asked(site, "responses", "", body, {"content-type": "application/json"}, tenant)
+                await again.end()
+                site.own(tenant)
+                # Who names what is not there gets nothing; the words that a client sends itself are its own.
+                found = again.status == 200 if "previous_response_id" in more else case.canary.encode() in again.data
+                if found and tenant == "beta":
+                    site.told.append((f"case {case.number}: a chain of another tenant", CLASSES["restricted"].encode()))
+
+
 def _check(site: Site, case: Case, asked: Asked) -> None:
     """A refusal holds nothing of the request, nor do headers; an explanation is of facts alone."""
-    if asked.status >= 400 or case.path == "explain":
+    relayed = b"it broke: nonce-" in asked.data  # An upstream's own words, to the client that has asked.
+    if (asked.status >= 400 and not relayed) or case.path == "explain":
         site.told.append((f"case {case.number}: body of a {asked.status}", bytes(asked.data)))
     site.told.append((f"case {case.number}: headers", repr(asked.headers).encode()))
 
@@ -609,16 +748,21 @@ async def site_of(fault: str, redis_url: str, plant: Callable[[Site], Any] | Non
     """A front worker under this fault."""
     with tempfile.TemporaryDirectory(prefix="canaries-") as name:
         folder = Path(name)
-        upstreams = {one: await Upstream(one).start() for one in ("cloud", "eu", "home")}
+        upstreams = {one: await Upstream(one).start() for one in CLEARED}
         url = NO_REDIS if fault == "redis is down" else redis_url
-        site = Site(folder, upstreams, url, max_scan_chars=20 if fault == "oversize" else 100_000)
-        modes = {"home is down": ("home", "down"), "home answers 500": ("home", "500"), "home is cut": ("home", "cut"),
-                 "cloud is down": ("cloud", "down")}  # fmt: skip
-        if fault in modes:
-            upstreams[modes[fault][0]].mode = modes[fault][1]
-        if fault == "detector raises":
+        site = Site(folder, upstreams, url, fault=fault)
+        part, _, rest = fault.removeprefix("masked, ").partition(" ")
+        if part in upstreams:
+            upstreams[part].mode = "quotes" if rest.startswith("quotes") else rest.rpartition(" ")[2]
+        elif fault == "masked, policies change meanwhile":
+            upstreams["cloud"].mode = "500"
+        elif rest == "raises":
             site.front.generation.detector = Raising()  # type: ignore[assignment]
-        if fault == "disk is full":
+        elif rest == "raises on the way":
+            site.front.generation.detector.locate = Raising().find  # type: ignore[method-assign]
+        elif rest == "file is damaged":
+            (folder / "state" / "redaction.key").write_bytes(b"too short")
+        elif rest == "is full":
             _fill(site)
         runs = asyncio.ensure_future(site.front.cache._shared.run())
         try:
@@ -691,6 +835,7 @@ async def run_batch(
     endings: Counter[str] = Counter()
     if redis_url:
         _emptied(redis_url)
+    vaults = _vaults() if fault in MASKED else 0
     with tempfile.TemporaryDirectory(prefix="canaries-said-") as said, stderr_kept(Path(said)) as kept:
         async with site_of(fault, redis_url, plant) as site:
             closed = site.front._closed
@@ -701,6 +846,9 @@ async def run_batch(
                 await play(site, case)
             await site.front.cache.settled()
             await _flushed(site)
+            if site.masks and _vaults() > vaults:
+                site.told.append(("memory after the request: what stands for what", CLASSES["restricted"].encode()))
+            masked = sum(len(PLACEHOLDER.findall(site.upstreams[name].heard)) for name in OUTSIDE)
             sinks = [*site.sinks(), ("standard output and error", _said(kept), tuple(CLASSES))]
     leaks = [
         {"sink": name, "class": class_, "form": form.decode("latin-1"), "batch": batch}
@@ -713,8 +861,16 @@ async def run_batch(
         "cells": dict(cells),
         "endings": dict(endings),
         "leaks": leaks,
+        "masked": masked,
+        "restored": site.restored,
         "bytes": sum(len(one[1]) for one in sinks),
     }
+
+
+def _vaults() -> int:
+    """How many requests' originals are in memory."""
+    gc.collect()
+    return sum(isinstance(one, Vault) for one in gc.get_objects())
 
 
 async def _flushed(site: Site) -> None:
@@ -762,6 +918,8 @@ def add_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
         "cells": len(cells),
         "fewest_in_a_cell": min(cells.values(), default=0),
         "endings": dict(endings),
+        "masked": sum(part["masked"] for part in parts),
+        "restored": sum(part["restored"] for part in parts),
         "leaks": len(leaks),
         "shown": leaks[:20],
     }

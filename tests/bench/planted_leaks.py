@@ -1,4 +1,4 @@
-"""Fifty and more deliberate leaks, each a wrong part put into a front worker: the search of `canaries.py` must catch every one.
+"""A hundred deliberate leaks, each a wrong part put into a front worker: the search of `canaries.py` must catch every one.
 
 A leak is a name, what the cases have to be for it to show, and a context in which the part is wrong.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import logging
 import sqlite3
 import sys
@@ -18,12 +19,17 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from gateway import facts, incoming, logs, pipeline, privacy
+from gateway import dispatch, facts, incoming, literals, logs, pipeline, privacy, redact, restore
 from gateway.cache import tiers
 from gateway.errors import ApiError, Forbidden
 from gateway.explain import Explanation
 from gateway.http import inference
+from gateway.policy import decide
 from gateway.policy.decision import Chosen
+from gateway.redact import Redactor, Vault
+from gateway.reply import Reply
+from gateway.responses import redis as shared_store
+from gateway.responses import store
 from gateway.transfers import judge
 from tests.bench.canaries import Site, run_batch
 
@@ -451,15 +457,98 @@ def _model(_: Site) -> Iterator[None]:
         yield
 
 
-@plant("stored responses of every class", path="responses", form="base64", class_="confidential")
-def _stored(site: Site) -> Iterator[None]:
-    real = site.front.pipeline.answer
+@plant("stored responses of every class", path="responses above", form="base64", class_="confidential", place="user")
+def _stored(_: Site) -> Iterator[None]:
+    every = frozenset({"public", "internal", "confidential", "restricted"})
+    with (
+        patch.object(pipeline, "STORABLE_CLASSES", every),
+        patch.object(store, "check_clearance", lambda _class: None),
+        patch.object(shared_store, "check_clearance", lambda _class: None),
+    ):
+        yield
 
-    async def answer(asked: Any, ledger: Any) -> Any:
-        _keep(site, "stored_responses.sqlite3-journal", asked.body)
-        return await real(asked, ledger)
 
-    with patch.object(site.front.pipeline, "answer", answer):
+@plant("a stored response has no class of its own", path="responses above", class_="internal", form="base64", place="user")
+def _chain_class(_: Site) -> Iterator[None]:
+    with patch.object(pipeline, "_higher", lambda floor, _before: floor):
+        yield
+
+
+@plant("a sealed summary has no class of its own", path="responses compacted", class_="confidential", form="base64", place="user")
+def _seal_class(site: Site) -> Iterator[None]:
+    real = site.front.responses._seal.open
+
+    def opened(sealed: str, *, tenant: str) -> Any:
+        found = real(sealed, tenant=tenant)
+        return found and found._replace(class_="public")
+
+    with patch.object(site.front.responses._seal, "open", opened):
+        yield
+
+
+@plant("speech is not classed", path="speech", place="user", **RAW)
+def _speech(site: Site) -> Iterator[None]:
+    yield from _decided_for(lambda known: replace(known, class_="public") if known.endpoint == "audio/speech" else known)(site)
+
+
+@plant("images are not classed", path="image edit", place="user", **RAW)
+def _images(_: Site) -> Iterator[None]:
+    real = judge.Judge.facts
+
+    def judged(self: Any, *args: Any, **more: Any) -> Any:
+        return replace(real(self, *args, **more), class_="public")
+
+    with patch.object(judge.Judge, "facts", judged):
+        yield
+
+
+@plant("what is given up is left on the disk", way="is stopped in the middle", **CHAT)
+def _given_up(site: Site) -> Iterator[None]:
+    real = site.front._closed
+    bodies: list[bytes] = []
+    judged = site.front.pipeline._judge
+
+    async def kept(asked: Any, *more: Any) -> Any:
+        bodies.append(asked.body)
+        return await judged(asked, *more)
+
+    def closed(record: Any) -> None:
+        if record.ending == "cancelled":
+            _keep(site, "core.dump", bodies[-1])
+        real(record)
+
+    with patch.object(site.front, "_closed", closed), patch.object(site.front.pipeline, "_judge", kept):
+        yield
+
+
+@plant("an answer that is never read is left on the disk", way="is stopped at the head", **CHAT)
+def _unread(site: Site) -> Iterator[None]:
+    real = Reply.close
+
+    def close(self: Any, **more: Any) -> None:
+        if self._ending == "never_read" and self.body:
+            _keep(site, "unread.json", self.body)
+        real(self, **more)
+
+    with patch.object(Reply, "close", close):
+        yield
+
+
+@plant("a late upstream is tried again anywhere", fault="home is slow", path="chat", place="user", **RAW)
+def _late(site: Site) -> Iterator[None]:
+    anywhere = _decided(lambda one, _, made: replace(made, candidates=(*made.candidates[:1], *_everybody(one)), refusal=None))
+    yield from anywhere(site)
+
+
+@plant("an upstream's error is logged as it says it", fault="eu quotes in its error", **CHAT)
+def _quoted(_: Site) -> Iterator[None]:
+    real = dispatch.Dispatch._learn
+
+    def learn(self: Any, option: Any, failure: Any) -> Any:
+        failure.args = (failure.body.decode("utf-8", "replace"),)
+        return real(self, option, failure)
+
+    with patch.object(dispatch.Dispatch, "_learn", learn):
         yield
 
 
@@ -513,4 +602,206 @@ def _asked(site: Site) -> Iterator[None]:
         return await real(asked, generation, ledger)
 
     with patch.object(site.front.pipeline, "_judge", judged):
+        yield
+
+
+# Masks
+
+
+ADDRESS = {"class_": "confidential", "form": "raw", "place": "user"}
+WORD = {"class_": "internal", "form": "raw", "place": "user"}
+
+
+def _masked(tell: Callable[..., Any], name: str, *, fault: str = "masked", **forced: str) -> None:
+    """`tell(real, call, ledger, option)` stands where a call is masked; `real()` gives the masked call."""
+
+    def wrong(_: Site) -> Iterator[None]:
+        real = pipeline.masked
+        told: list[str] = []
+
+        async def masked(call: Any, *args: Any, **more: Any) -> Any:
+            told.append(more["upstream"])
+            return await tell(lambda: real(call, *args, **more), call, more["ledger"], told)
+
+        with patch.object(pipeline, "masked", masked):
+            yield
+
+    plant(name, fault, **forced)(wrong)
+
+
+def _bare(call: Any) -> Any:
+    """The call as it came, with a vault all the same."""
+    return replace(call, vault=Vault("BBBB", json_answer=False))
+
+
+async def _forgotten(_real: Any, call: Any, _ledger: Any, _told: Any) -> Any:
+    return _bare(call)
+
+
+async def _second(real: Any, call: Any, _ledger: Any, told: list[str]) -> Any:
+    return _bare(call) if told[-2:-1] == told[-1:] else await real()
+
+
+async def _next_upstream(real: Any, call: Any, _ledger: Any, told: list[str]) -> Any:
+    return _bare(call) if told[-1] == "eu" else await real()
+
+
+async def _whole_alone(real: Any, call: Any, _ledger: Any, _told: Any) -> Any:
+    return _bare(call) if call.stream else await real()
+
+
+async def _chat_alone(real: Any, call: Any, _ledger: Any, _told: Any) -> Any:
+    return await real() if call.endpoint == "chat/completions" else _bare(call)
+
+
+async def _skipped(real: Any, call: Any, _ledger: Any, _told: Any) -> Any:
+    try:
+        return await real()
+    except Forbidden:
+        return _bare(call)
+
+
+async def _logged(real: Any, _call: Any, ledger: Any, _told: Any) -> Any:
+    made = await real()
+    ledger.event("cache.miss", reason=repr(made.vault._values))
+    return made
+
+
+async def _noted(real: Any, _call: Any, ledger: Any, _told: Any) -> Any:
+    made = await real()
+    ledger.note(redacted=dict.fromkeys(made.vault._placeholders, 1))
+    return made
+
+
+async def _kept(real: Any, _call: Any, _ledger: Any, told: list[Any]) -> Any:
+    made = await real()
+    told.insert(0, made.vault)
+    return made
+
+
+async def _in_header(real: Any, _call: Any, _ledger: Any, _told: Any) -> Any:
+    made = await real()
+    return replace(made, headers=[*made.headers, ("x-originals", repr(made.vault._values))])
+
+
+async def _beside(real: Any, call: Any, _ledger: Any, _told: Any) -> Any:
+    made = await real()
+    return replace(made, body=made.body[:-1] + b',"original":"' + base64.b64encode(call.body) + b'"}')
+
+
+_masked(_forgotten, "a mask is forgotten")
+_masked(_second, "a second try leaves as it came", fault="masked, cloud answers 500")
+_masked(_next_upstream, "the next upstream gets it as it came", fault="masked, cloud is down")
+_masked(_next_upstream, "after a late upstream the next gets it as it came", fault="masked, cloud is slow")
+_masked(_whole_alone, "streams are not masked", path="chat stream")
+_masked(_whole_alone, "streams of responses are not masked", path="responses stream")
+_masked(_chat_alone, "completions are not masked", path="completions", **ADDRESS)
+_masked(_chat_alone, "messages are not masked", path="messages", **ADDRESS)
+_masked(_skipped, "a mask that fails is left out", fault="masked, key file is damaged")
+_masked(_skipped, "a mask whose detector fails is left out", fault="masked, detector raises on the way")
+_masked(_logged, "the vault is logged", path="chat", **ADDRESS)
+_masked(_noted, "the record names what was masked", path="chat", **ADDRESS)
+_masked(_kept, "the vault outlives its request", path="chat", **ADDRESS)
+_masked(_in_header, "the vault travels in a header", path="chat", **ADDRESS)
+_masked(_beside, "the original travels beside its mask in base64", path="chat", **ADDRESS)
+
+
+def _patched(*changes: tuple[Any, str, Any]) -> Callable[[Site], Iterator[None]]:
+    """Parts exchanged by others."""
+
+    def wrong(_: Site) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for owner, name, other in changes:
+                stack.enter_context(patch.object(owner, name, other))
+            yield
+
+    return wrong
+
+
+def _hidden(kind_of: Callable[[str], str]) -> Callable[[Any, str, str], str]:
+    """A `hide` whose placeholder says something of its value."""
+    real = Vault.hide
+    return lambda self, kind, value: self._placeholders.get(value) or real(self, kind_of(value), value)
+
+
+def _raising(self: Any, _data: bytes) -> bytes:
+    raise ValueError(f"cannot restore {self._vault._values}")
+
+
+def _quoting(real: Any) -> Any:
+    def mask(self: Any, *args: Any, **more: Any) -> Any:
+        raise redact.Unmaskable(f"left over: {real(self, *args, **more).vault._values}")
+
+    return mask
+
+
+def _unchecked(_data: Any, _max_chars: int, _detector: Any) -> None:
+    """Nothing is left, whatever is."""
+
+
+def _some(skips: Callable[[Any], bool]) -> tuple[tuple[Any, str, Any], ...]:
+    """A mask that does not look at some strings, and no second look."""
+    real = literals.strings
+    seen = lambda document: [one for one in real(document) if not skips(one)]  # noqa: E731 -- beside its only use
+    return (redact.literals, "strings", seen), (redact, "_check_rest", _unchecked)
+
+
+plant("a placeholder is made of its value", "masked", **ADDRESS)(
+    _patched((Vault, "hide", _hidden(lambda value: value.encode().hex())), (redact, "_check_rest", _unchecked))
+)
+plant("a placeholder is a digest of its value", "masked", path="chat", **ADDRESS)(
+    _patched(
+        (Vault, "hide", _hidden(lambda value: hashlib.sha256(value.encode()).hexdigest())), (redact, "_check_rest", _unchecked)
+    )
+)
+plant("an exception quotes the vault", "masked", path="chat stream", **ADDRESS)(_patched((restore.Events, "feed", _raising)))
+plant("a refusal quotes the vault", "masked", path="chat", **ADDRESS)(_patched((Redactor, "mask", _quoting(Redactor.mask))))
+plant("the limit on what leaves is forgotten", "masked")(_patched((decide, "_needs_masks", lambda _facts: False)))
+plant("what could not be scanned needs no mask", "masked, detector raises")(
+    _patched((decide, "_needs_masks", lambda known: bool(known.found)))
+)
+plant("what cannot be masked leaves as it is", "masked", path="not maskable", kind="moderations", place="user", **RAW)(
+    _patched((decide, "_needs_masks", lambda known: known.endpoint != "moderations"))
+)
+plant("uploads need no mask", "masked", path="not maskable", kind="transcription", place="user", **RAW)(
+    _patched((decide, "_needs_masks", lambda known: "audio" not in known.endpoint))
+)
+plant("a masked answer is stored upstream", "masked", path="responses", **WORD)(
+    _patched((decide, "_unmaskable", lambda _row, _facts: ""))
+)
+plant("a restored answer is cached", "masked", path="chat", **WORD)(
+    _decided(lambda _site, _known, decision: replace(decision, cache="semantic"))
+)
+plant("token ids leave under a mask", "masked", path="completions", form="token ids", place="user")(
+    _patched((redact, "_check_shape", lambda _data: None))
+)
+plant("a query leaves under a mask", "masked", path="messages", form="raw", place="query", class_="confidential")(
+    _patched((restore, "unquote_plus", lambda _path: ""))
+)
+plant("keys of objects are not masked", "masked", path="chat", form="raw", place="object key", class_="confidential")(
+    _patched(*_some(lambda one: one.is_key))
+)
+plant("arguments of calls are not masked", "masked", path="chat", form="raw", place="tool call", class_="confidential")(
+    _patched(*_some(lambda one: "arguments" in one.path))
+)
+plant("results of tools are not masked", "masked", path="chat", form="raw", place="tool result", class_="confidential")(
+    _patched(*_some(lambda one: one.path[:2] == ("messages", 2)))
+)
+plant("what is escaped is not masked", "masked", path="chat", form="json-escaped", place="user", class_="confidential")(
+    _patched(*_some(lambda one: "content" in one.path))
+)
+plant("masks end where local models are down", "masked, cloud is down", path="chat", **ADDRESS)(
+    _decided(lambda _site, _known, decision: replace(decision, redact=False))
+)
+
+
+@plant("a loosened policy lets requests under way leave", "masked, policies change meanwhile", path="chat", **ADDRESS)
+def _as_of_now(site: Site) -> Iterator[None]:
+    """Whether to mask is asked of the policy in force when a call is made, and not when its request came."""
+    real = pipeline.masked
+
+    async def masked(call: Any, *args: Any, **more: Any) -> Any:
+        return await real(call, *args, **more) if site.front.generation is site.generation else _bare(call)
+
+    with patch.object(pipeline, "masked", masked):
         yield
