@@ -105,8 +105,9 @@ class Restored:
             if out:
                 yield Piece(out)
             raise
-        except ValueError as error:
-            raise UpstreamFailed("protocol", str(error)) from None
+        except ValueError:
+            # In our own words, for this is logged: another's may quote what was just put back.
+            raise UpstreamFailed("protocol", "sent an event that is too long, or that cannot be read") from None
         out = events.end()
         self._vault.tell()
         if out:
