@@ -27,6 +27,8 @@ LOOP_BYTES = 64 * 1024
 """Stored events above this are joined into one answer on a thread: each costs about four microseconds."""
 SPOOL_BYTES = 64 * 1024 * 1024
 """Most of a stream that is held to make one answer of it, for a client that did not ask to stream."""
+_BURST_BYTES = 1024
+"""Less than this is an event or two, which are read sooner one by one."""
 CHARS_PER_TOKEN = 4.0
 """For the Record of an answer whose upstream counted nothing; such a usage is marked as an estimate."""
 
@@ -172,7 +174,8 @@ class _Reader:
         if piece.text or piece.n_tokens:
             self._ledger.content(piece.text or "", piece.n_tokens)
             return b"".join([self._see(raw, log=False) for raw in self._split(piece.data)])
-        whole = self._splitter.through(piece.data) if piece.text is None else None
+        together = piece.text is None and len(piece.data) >= _BURST_BYTES
+        whole = self._splitter.through(piece.data) if together else None
         if whole is None:
             log = piece.text is None
             return b"".join([self._see(raw, log=log) for raw in self._split(piece.data)])

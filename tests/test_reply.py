@@ -83,6 +83,20 @@ async def test_usage_is_taken_out_only_where_we_put_it_in(relay):
         assert out == expected + DONE
 
 
+async def test_a_burst_is_relayed_and_logged_like_its_events(relay):
+    """A whole stream in one read, cut anywhere: the same bytes, a log line for each event, and its usage."""
+    said = [f"word{number} " for number in range(40)]
+    last = chunk(finish="stop") + chunk(choices=[], usage={"prompt_tokens": 3, "completion_tokens": 40}) + DONE
+    whole = b"".join(map(chunk, said)) + last
+    assert len(whole) > 4 * reply._BURST_BYTES
+    for cut in (len(whole), len(whole) // 2, 2 * len(whole) // 3):
+        relay.world.tokens.clear()
+        out, record, _ = await relay(*[Piece(part) for part in (whole[:cut], whole[cut:]) if part])
+        assert out == whole
+        assert ([token.text for token in relay.world.tokens], record.events) == (said, 40)
+        assert record.usage == Usage(3, 40)
+
+
 async def test_a_source_that_counts_is_believed(relay):
     """Its pieces are the log's lines, with the tokens that said nothing; nobody parses them for text again."""
     await relay(say("one ", 2), say("two", 3), Piece(chunk(finish="stop"), "", 1), Piece(DONE, "", 0))
