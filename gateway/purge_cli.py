@@ -55,7 +55,7 @@ def purge(
     from gateway.purge import Selector, purge_logs
 
     if not everything and not (tenant or model or class_):
-        raise click.UsageError("say of what: --tenant, --class or --model; or --all for everybody; --subject narrows what these name")
+        raise click.UsageError("say of what: --tenant, --class or --model; or --all for everybody; --subject narrows these")
     if subject is not None and sum(map(str.isalnum, subject)) < 2:
         raise click.UsageError("--subject needs two letters or digits at least")
     config = load_config(path)
