@@ -104,7 +104,7 @@ def explain(
     decision = decide(generation, policy_name, facts, health)
     if pinned:
         decision = pin(decision, pinned)
-    removed = {one.option: (one.by, one.reason) for one in decision.removed}
+    removed = {one.option: (one.by, one.said) for one in decision.removed}
     places = {chosen.option.name: place for place, chosen in enumerate(decision.candidates, 1)}
     elsewhere = ("pin", f'"{pinned}" keeps what this request goes on from')
 
@@ -154,7 +154,7 @@ def reason(facts: Facts, decision: Decision) -> str:
         "redact": decision.redact,
         "order": [chosen.option.name for chosen in decision.candidates],
         "refusal": decision.refusal.kind if decision.refusal else None,
-        "removed": [f"{one.option}: {one.by}: {one.reason}" for one in decision.removed],
+        "removed": [f"{one.option}: {one.by}: {one.said}" for one in decision.removed],
     }
     while len(text := _printable(json.dumps(told, separators=(",", ":")))) > REASON_CHARS:
         longest = max(("removed", "order", "limits", "found"), key=lambda name: len(str(told[name])))

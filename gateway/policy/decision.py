@@ -50,16 +50,23 @@ class Health(Struct, frozen=True, kw_only=True):
     in_flight: int = 0
 
 
-class Removed(Struct, frozen=True, kw_only=True):
+class Removed(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Why one candidate may not or cannot serve."""
 
     option: str
     by: Literal["capability", "context", "class", "store", "limit", "cost", "redact", "route", "down", "deadline"]
     reason: str
     """For people: `limit "secrets never leave" (policies/privacy.toml:12)`."""
+    most_usd: float | None = None
+    """What it may cost, where that is above a cap."""
+
+    @property
+    def said(self) -> str:
+        """The whole reason, for people."""
+        return self.reason if self.most_usd is None else f"{self.reason}, and this may cost ${self.most_usd:.6g}"
 
 
-class Chosen(Struct, frozen=True):
+class Chosen(Struct, frozen=True, gc=False):
     """One candidate that is left, with what ranked it."""
 
     option: Option

@@ -155,7 +155,7 @@ class Limit(Struct, frozen=True, kw_only=True):
     """Classes of which it applies to every request, whatever else that is."""
     cause: str
     """How reasons name it."""
-    cap_text: str
+    too_dear: str
     """How they name its `max_cost`."""
 
 
@@ -452,7 +452,7 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 bit=next(own_bits),
                 whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
                 cause=f'limit "{block.name}" ({place})',
-                cap_text="" if block.max_cost is None else f"the cap is ${block.max_cost:.6g}",
+                too_dear="" if block.max_cost is None else f'limit "{block.name}" ({place}): the cap is ${block.max_cost:.6g}',
             )
 
 

@@ -198,15 +198,14 @@ def _cap(limit: Limit) -> float:
 def _affordable(rows: list[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
     """What stays under the lowest of the caps."""
     cap_usd = _cap(limit)
-    cause, cap = limit.cause, f"the cap is ${cap_usd:.6g}"
     found = []
     for row in rows:
         cost_usd = worst_cost_usd(row.option, facts)
         if cost_usd is not None and cost_usd <= cap_usd:
             found.append(row)
         else:
-            reason = "its price is not known" if cost_usd is None else f"up to ${cost_usd:.6g}, {cap}"
-            removed.append(Removed(option=row.name, by="cost", reason=f"{cause}: {reason}"))
+            reason = "its price is not known" if cost_usd is None else f"the cap is ${cap_usd:.6g}"
+            removed.append(Removed(option=row.name, by="cost", reason=f"{limit.cause}: {reason}", most_usd=cost_usd))
     return found
 
 

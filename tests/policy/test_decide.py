@@ -150,9 +150,9 @@ def test_a_cap_counts_the_longest_answer_and_never_an_unknown_price():
     text = '[[limit]]\nname = "cap"\nmax_cost = 0.0015\n'
     decision = decide(generation(text, options=[HOME, EU, DARK]), "p0", facts(), {})
     assert names(decision) == ["home"]
-    reasons = {one.option: one.reason for one in decision.removed}
+    reasons = {one.option: one.said for one in decision.removed}
     assert reasons["dark/m"] == 'limit "cap" (policies/p0.toml:2): its price is not known'
-    assert reasons["eu-api/m"] == 'limit "cap" (policies/p0.toml:2): up to $0.0021, the cap is $0.0015'
+    assert reasons["eu-api/m"] == 'limit "cap" (policies/p0.toml:2): the cap is $0.0015, and this may cost $0.0021'
 
 
 def test_the_expected_cost_is_that_of_a_usual_answer_and_the_worst_that_of_the_longest():
