@@ -54,7 +54,7 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
         allowed, bare = _maskable(allowed, found.redact, facts)
         removed += bare
     if found.cap is not None and not _all_affordable(found.dearest, found.cap, facts):
-        allowed, dear = _affordable(allowed, found.cap, facts)
+        allowed, dear = _affordable(allowed, found.cap, facts, health)
         removed += dear
     first = held >> len(generation.limits)
     route = policy.routes[(first & -first).bit_length() - 1] if first else None
@@ -124,8 +124,8 @@ class _Permitted(Struct, frozen=True):
     """The lowest cap on costs."""
     redact: Limit | None
     """The first that masks what leaves."""
-    dearest: tuple[float, float, float] | None
-    """The highest prices and the longest answer of all offers together; None where a price is not known."""
+    dearest: tuple[float, float] | None
+    """The highest prices of all offers together; None where one is not known."""
     cache: CacheMode
     log_text: bool
     limits: tuple[str, ...]
@@ -198,13 +198,14 @@ def expected_cost_usd(option: Option, facts: Facts) -> float | None:
     return _cost_usd(option, facts, facts.prompt_tokens, output * facts.choices)
 
 
-def worst_cost_usd(option: Option, facts: Facts) -> float | None:
-    """What a cap is compared with, in US dollars; None when a price is not known.
+def worst_cost_usd(option: Option, facts: Facts, health: Health) -> float | None:
+    """What a cap is compared with, in US dollars; None when a price is not known."""
+    return _cost_usd(option, facts, facts.prompt_tokens_high, worst_output(option, facts, health) * facts.choices)
 
-    With all answers as long as the client allows; where it does not say, as long as all but a few are.
-    """
-    output = facts.max_output or long_output(option)
-    return _cost_usd(option, facts, facts.prompt_tokens_high, output * facts.choices)
+
+def worst_output(option: Option, facts: Facts, health: Health) -> int:
+    """Tokens of each answer that a cap reckons with: what the client allows; where it does not say, what few answers exceed."""
+    return facts.max_output or health.long_output or long_output(option)
 
 
 def _cost_usd(option: Option, facts: Facts, prompt_tokens: int, output_tokens: int) -> float | None:
@@ -271,12 +272,12 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     return found
 
 
-def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts) -> Sequence[Offer]:
+def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts, health: HealthOf) -> Sequence[Offer]:
     """What a limit leaves, also by its masks and its cap on costs."""
     left: Sequence[Offer] = [_offer(row, facts.endpoint) for row in _permitted_rows(rows, (limit,), [])]
     if limit.redacts and _needs_masks(facts):
         left, _ = _maskable(left, limit, facts)
-    return left if limit.max_cost is None else _affordable(left, limit, facts)[0]
+    return left if limit.max_cost is None else _affordable(left, limit, facts, health)[0]
 
 
 def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[Removed]) -> list[Row]:
@@ -322,27 +323,30 @@ def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
 
 
-def _dearest(offers: Collection[Offer]) -> tuple[float, float, float] | None:
+def _dearest(offers: Collection[Offer]) -> tuple[float, float] | None:
     inputs = [input_usd for _, _, _, input_usd, _, _, _ in offers if input_usd is not None]
     if not offers or len(inputs) < len(offers):
         return None
-    return max(inputs), max(offer[4] for offer in offers), max(offer[5] for offer in offers)
+    return max(inputs), max(offer[4] for offer in offers)
 
 
-def _all_affordable(dearest: tuple[float, float, float] | None, cap: Limit, facts: Facts) -> bool:
+def _all_affordable(dearest: tuple[float, float] | None, cap: Limit, facts: Facts) -> bool:
     """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain."""
-    if dearest is None or cap.max_cost is None:
+    if dearest is None or cap.max_cost is None or not facts.max_output:
         return False
-    input_usd, output_usd, long = dearest
-    most_usd = (facts.prompt_tokens_high * input_usd + (facts.max_output or long) * facts.choices * output_usd) / 1e6
+    input_usd, output_usd = dearest
+    most_usd = (facts.prompt_tokens_high * input_usd + facts.max_output * facts.choices * output_usd) / 1e6
     return most_usd <= cap.max_cost
 
 
-def _affordable(offers: Sequence[Offer], limit: Limit, facts: Facts) -> tuple[Sequence[Offer], tuple[Removed, ...]]:
+def _affordable(
+    offers: Sequence[Offer], limit: Limit, facts: Facts, health: HealthOf
+) -> tuple[Sequence[Offer], tuple[Removed, ...]]:
     """What stays under a cap, and why the rest does not."""
     cap_usd, too_dear = _cap(limit), limit.too_dear
     prompt, choices = float(facts.prompt_tokens_high), float(facts.choices)
     most = float(facts.max_output or 0)
+    state_of = health.get
     found, dear = [], []
     # The loop says what `worst_cost_usd` does, without a call for each option.
     for offer in offers:
@@ -350,7 +354,8 @@ def _affordable(offers: Sequence[Offer], limit: Limit, facts: Facts) -> tuple[Se
         if input_usd is None:
             dear.append(Removed(option=name, by="cost", reason=f"{limit.cause}: its price is not known"))
             continue
-        cost_usd = (prompt * input_usd + (most or long) * choices * output_usd) / 1e6
+        output = most or state_of(name, _HEALTHY).long_output or long
+        cost_usd = (prompt * input_usd + output * choices * output_usd) / 1e6
         if cost_usd <= cap_usd:
             found.append(offer)
         else:
@@ -457,7 +462,7 @@ def _refusal(
         if allowed:
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
-            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts, health))
             cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
@@ -480,9 +485,9 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
     return [f"{one.option}: {one.reason}" for one in removed]
 
 
-def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
+def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts, health: HealthOf) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
-    return [limit.name for limit in limits if len(_allowed(rows, limit, facts)) < len(rows)]
+    return [limit.name for limit in limits if len(_allowed(rows, limit, facts, health)) < len(rows)]
 
 
 def _unmasked_text(limits: Iterable[Limit], rows: Iterable[Row], facts: Facts) -> str:

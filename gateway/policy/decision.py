@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.config import Class
 
@@ -48,6 +48,8 @@ class Health(Struct, frozen=True, kw_only=True):
     ttft_ms: float | None = None
     """Expected time to first token; None while nothing was measured."""
     in_flight: int = 0
+    long_output: int | UnsetType = UNSET
+    """Tokens that all but one in twenty of its answers keep within, where the client sets no bound; unset while too few came."""
 
 
 class Removed(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):

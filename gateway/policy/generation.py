@@ -45,7 +45,7 @@ RANK: Mapping[str, int] = MappingProxyType({class_: rank for rank, class_ in enu
 
 
 LONG_OUTPUT_TOKENS = 4096
-"""Answer length that a cost cap reckons with when the client does not bound it: taken to be that of all but one in twenty."""
+"""Answer length that a cost cap reckons with when the client does not bound it, and too few answers were seen to know better."""
 
 
 class Binding(Struct, frozen=True):
@@ -121,13 +121,13 @@ class Row(NamedTuple):
     """For a million tokens."""
     output_usd: float | None
     long_output: int
-    """Tokens of answer that a cap reckons with where the client gives no bound."""
+    """As `long_output`."""
     usual_output: int
     """Most tokens of answer that its expected cost reckons with."""
 
 
 def long_output(option: Option) -> int:
-    """Tokens of answer that a cap reckons with where the client gives no bound."""
+    """Tokens of answer that a cap reckons with where the client gives no bound and no figure was learned."""
     return min(option.max_output or LONG_OUTPUT_TOKENS, LONG_OUTPUT_TOKENS)
 
 
