@@ -168,6 +168,7 @@ class _Past:
         self.name = name
         self.generation = generation
         self.options = {option.name: option for option in generation.catalogue.options()}
+        self.zones = {name: option.zone for name, option in self.options.items()}
         self.same_classes = generation.classes == now.classes
         self.same_terms = generation.terms == now.terms
         self.same_rules = generation.hash == now.hash
@@ -194,7 +195,9 @@ class Replayer:
         self._options = {option.name: option for option in now.catalogue.options()}
         self._decided = msgspec.json.Decoder(_Decided)
         self._closed = msgspec.json.Decoder(_Closed)
-        self._asked = [f'"{name}":'.encode() for name in sorted(now.asked)]
+        in_order = sorted(now.asked, key=Facts.__struct_encode_fields__.index)
+        self._asked = [f'"{name}":'.encode() for name in in_order]
+        """Keys that a line needs, in the order in which it has them."""
         self._waiting: dict[str, _Open] = {}
         self._lost: Counter[str] = Counter()
         self._flows: dict[tuple[str, str], Flow] = {}
@@ -235,8 +238,10 @@ class Replayer:
             return past
         if _MASKED in raw:
             return "a fact was masked in the log, because it looks like a key"
+        at = 0
         for asked in self._asked:
-            if asked not in raw:
+            at = raw.find(asked, at)
+            if at < 0 and asked not in raw:
                 return f"the policy asks for {asked.decode()[:-1]}, which was not logged yet"
         if line.detector != detector_version():
             return f"the detector has changed since ({line.detector or 'not logged'})"
@@ -275,35 +280,34 @@ class Replayer:
             self._same += 1
         else:
             self._changed += 1
-        outside = any(chosen.option.zone != "local" for chosen in decision.candidates)
-        self._unmasked += line.redact and outside and not decision.redact
+        reaches = {chosen.option.zone for chosen in decision.candidates}
+        self._unmasked += line.redact and not decision.redact and not reaches <= {"local"}
         before = past.options.get(first_before)
         after = decision.candidates[0].option if decision.candidates else None
         if after is not None and after.name not in line.health:
             self._assumed_up += (after.upstream, after.model) not in past.generation.pairs(line.facts.model)
         self._time(0, first_before, line.health)
         self._time(1, first_after, line.health)
-        flow_before, flow_after = self._flow(line, past, before, after, decision)
+        flow_before, flow_after = self._flow(line, past, before, after, reaches)
         self._waiting[line.request_id] = _Open(line.facts, before, after, flow_before, flow_after)
         if len(self._waiting) > WAITING_LINES:
             self._settle(self._waiting.pop(next(iter(self._waiting))), Usage())
 
     def _flow(
-        self, line: _Decided, past: _Past, before: Option | None, after: Option | None, decision: Decision
+        self, line: _Decided, past: _Past, before: Option | None, after: Option | None, reaches: set[str]
     ) -> tuple[Flow, Flow]:
         """Count where the request went and goes, and could; the flows of its first choices."""
-        class_ = line.facts.class_
-        reached = {past.options[name].zone for name in line.order if name in past.options}
-        reaches = {chosen.option.zone for chosen in decision.candidates}
-        for zone in reached:
-            self._between(class_, zone).before.may_reach += 1
-        for zone in reaches:
+        class_, zones = line.facts.class_, past.zones
+        reached = {zones[name] for name in line.order if name in zones}
+        for zone in reached | reaches:
             flow = self._between(class_, zone)
-            flow.after.may_reach += 1
-            if zone not in reached:
-                flow.opened += 1
-                if len(flow.examples) < SHOWN_IDS:
-                    flow.examples.append(line.request_id)
+            flow.before.may_reach += zone in reached
+            if zone in reaches:
+                flow.after.may_reach += 1
+                if zone not in reached:
+                    flow.opened += 1
+                    if len(flow.examples) < SHOWN_IDS:
+                        flow.examples.append(line.request_id)
         flow_before = self._between(class_, before.zone if before else NOBODY)
         flow_after = self._between(class_, after.zone if after else NOBODY)
         flow_before.before.requests += 1
