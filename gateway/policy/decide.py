@@ -53,7 +53,7 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     if redact and found.redact is not None:
         allowed, bare = _maskable(allowed, found.redact, facts)
         removed += bare
-    if found.cap is not None and not _all_affordable(found.dearest, found.cap, facts):
+    if found.cap is not None and not (facts.max_output and _all_affordable(found.dearest, found.cap, facts)):
         allowed, dear = _affordable(allowed, found.cap, facts, health)
         removed += dear
     first = held >> len(generation.limits)
@@ -331,11 +331,14 @@ def _dearest(offers: Collection[Offer]) -> tuple[float, float] | None:
 
 
 def _all_affordable(dearest: tuple[float, float] | None, cap: Limit, facts: Facts) -> bool:
-    """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain."""
-    if dearest is None or cap.max_cost is None or not facts.max_output:
+    """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain.
+
+    For a request whose answers are bounded.
+    """
+    if dearest is None or cap.max_cost is None:
         return False
     input_usd, output_usd = dearest
-    most_usd = (facts.prompt_tokens_high * input_usd + facts.max_output * facts.choices * output_usd) / 1e6
+    most_usd = (facts.prompt_tokens_high * input_usd + (facts.max_output or math.inf) * facts.choices * output_usd) / 1e6
     return most_usd <= cap.max_cost
 
 
@@ -359,7 +362,7 @@ def _affordable(
         if cost_usd <= cap_usd:
             found.append(offer)
         else:
-            dear.append(Removed(option=name, by="cost", reason=too_dear, most_usd=cost_usd))
+            dear.append(Removed(name, "cost", too_dear, cost_usd))
     return (found, tuple(dear)) if dear else (offers, ())
 
 

@@ -52,7 +52,7 @@ class Health(Struct, frozen=True, kw_only=True):
     """Tokens that all but one in twenty of its answers keep within, where the client sets no bound; unset while too few came."""
 
 
-class Removed(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+class Removed(Struct, frozen=True, gc=False, omit_defaults=True):
     """Why one candidate may not or cannot serve."""
 
     option: str
