@@ -61,6 +61,8 @@ _PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "route.explained",
 """Those of the request path: no field of theirs is named like a secret, and every value has a word in JSON."""
 MASK = "[masked]"
 
+_ESTIMATED = b',"tokens_est":true}\n'
+
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 _TRUSTED_LOGGERS = frozenset({"uvicorn.error"})
@@ -168,10 +170,14 @@ class _Clock:
 
     def __call__(self, time_ns: int) -> str:
         second, rest = divmod(time_ns, 1_000_000_000)
+        return f"{self.head(second)}.{rest // 1000:06d}Z"
+
+    def head(self, second: int) -> str:
+        """What the times of this second begin with."""
         if second != self._second:
             self._second = second
             self._head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._head}.{rest // 1000:06d}Z"
+        return self._head
 
 
 class _Sink(Protocol):
@@ -572,27 +578,39 @@ class LogWriter:
         """As `_token` of each, encoded: tokens of one request, so that what their lines have in common is encoded once."""
         encode = self._encoder.encode
         _, request_id, _, _, _, _, _, upstream, source, _, _ = tokens[0]
-        since = b',"event":"token","request_id":%b,"index":' % encode(request_id)
-        head, time_ns = b"", -1
+        zone = b'Z","event":"token","request_id":%b,"index":' % encode(request_id)
         tail = b',"upstream":%b,"source":%b,"choice":' % (encode(upstream), encode(source))
-        count_again, count = self._count_again, self._count_tokens
+        begin_ns = end_ns = 0
         lines = []
         for at_ns, _, index, ms, given, text, chars, _, _, choice, _ in tokens:
-            if at_ns != time_ns:
-                time_ns = at_ns
-                head = b'{"time":"%b"%b' % (self._clock(at_ns).encode(), since)
-            n_tokens, ends = given, b"}\n"
+            if not begin_ns <= at_ns < end_ns:
+                second = at_ns // 1_000_000_000
+                begin_ns, end_ns = second * 1_000_000_000, (second + 1) * 1_000_000_000
+                head = b'{"time":"%b.' % self._clock.head(second).encode()
+            n_tokens, estimated = given, False
             if not given and chars:
-                if text is None:
-                    n_tokens, estimated = -(-chars // 4), True
-                else:
-                    n_tokens, estimated = (count_again if chars <= _SHORT_CHARS else count)(text, upstream)
-                if estimated:
-                    ends = b',"tokens_est":true}\n'
-            if text is not None:
-                ends = b',"text":%b%b' % (encode(text), ends)
-            line = b'%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d%b' % (head, index, ms, n_tokens, tail, choice, chars, ends)
-            lines.append(line)
+                n_tokens, estimated = (-(-chars // 4), True) if text is None else self._counted(text, chars, upstream)
+            micros = (at_ns - begin_ns) // 1000
+            if text is None:
+                values = (head, micros, zone, index, ms, n_tokens, tail, choice, chars, _ESTIMATED if estimated else b"}\n")
+                lines.append(b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d%b' % values)
+            else:
+                lines.append(
+                    b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d,"text":%b%b'
+                    % (
+                        head,
+                        micros,
+                        zone,
+                        index,
+                        ms,
+                        n_tokens,
+                        tail,
+                        choice,
+                        chars,
+                        encode(text),
+                        _ESTIMATED if estimated else b"}\n",
+                    )
+                )
         return lines
 
     def _counted(self, text: str, chars: int, upstream: str) -> tuple[int, bool]:

@@ -103,12 +103,11 @@ def _split(run: _Run, n_sure: int) -> tuple[list[TokenEvent], _Run | None]:
     """The lines of a run whose texts end within so many characters, and the others."""
     if run.n_chars <= n_sure:
         return run.events, None
-    left = n_sure
-    for place, event in enumerate(run.events):
-        size = len(event.text or "")
-        if size > left:
-            return run.events[:place], _Run(run.events[place:], run.n_chars - n_sure + left)
-        left -= size
+    left = run.n_chars
+    for place in range(len(run.events) - 1, -1, -1):  # nearly all of it is sure
+        left -= len(run.events[place].text or "")
+        if left <= n_sure:
+            return run.events[:place], _Run(run.events[place:], run.n_chars - left)
     return run.events, None
 
 
@@ -276,7 +275,8 @@ class Spoken:
         """Take in what tokens of one request say; what is to be done in their place: write them, or its lines that are sure."""
         first = events[0]
         talk = self._talks.get(first.request_id)
-        parts = [events] if len(events) == 1 else [list(part) for _, part in groupby(events, _CHOICE)]
+        mixed = len({event.choice for event in events}) > 1
+        parts = [list(part) for _, part in groupby(events, _CHOICE)] if mixed else [events]
         for part in parts:
             said = "".join([event.text or event.said for event in part])
             if not said and (talk is None or not talk.waiting):
