@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from gateway import dialects, reply, wire
 from gateway import facts as facts_of
 from gateway.affinity import Affinity, Made
+from gateway.again import Again, Known
 from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Miss, Mode, Scope
 from gateway.cache.key import scope
 from gateway.cache.tiers import Cache
@@ -90,6 +91,7 @@ class Pipeline:
         self._affinity = affinity
         self._responses = responses
         self._redactor = redactor
+        self._again = Again()
         self._recall = Recall(
             config=config,
             generation=generation,
@@ -107,8 +109,11 @@ class Pipeline:
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
         generation = self._generation()
+        known = self._again.find(incoming, generation)
+        if known is not None and (hit := await self._answer_again(known, incoming, generation, ledger)) is not None:
+            return hit
         request, before, how, facts, size = await self._judge(incoming, generation, ledger)
-        ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
+        _note_request(ledger, request, facts)
         decision = self._decide(incoming, facts, before, generation, ledger)
         first = _first(decision, how)
         if size <= LOOP_BODY_BYTES:
@@ -119,6 +124,8 @@ class Pipeline:
         if isinstance(found, Hit):
             _note_hit(ledger, found)
             headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
+            if found.tier == "exact" and how is NATIVE and before is NOTHING and key is not None:
+                self._again.keep(incoming, generation, request, facts, key)
             if first is None:
                 return await reply.stored(ledger, found, request, headers)
             hit = await reply.stored(ledger, found, first.chat, headers)
@@ -169,6 +176,22 @@ class Pipeline:
             if answer.holds:
                 await finished(answer.aclose())
             raise
+
+    async def _answer_again(self, known: Known, incoming: Incoming, generation: Generation, ledger: Ledger) -> Reply | None:
+        """The cached answer to a request whose equal had it before; None, and nothing is logged, where it must be read anew."""
+        request = known.request
+        facts = replace(known.facts, seed=ledger.request_id, hour=facts_of.hour(ledger.opened_at))
+        health = self._health_of(generation, facts.model)
+        decision = decide(generation, self._policy(incoming, generation), facts, health)
+        if decision.cache == "off" or decision.refusal is not None:
+            return None
+        found = self._cache.at_once(known.scope, class_=facts.class_)
+        if found is None:
+            return None
+        _note_request(ledger, request, facts)
+        self._tell(decision, facts, incoming, ledger, health=health)
+        _note_hit(ledger, found)
+        return await reply.stored(ledger, found, request, self._headers(decision, "cache", f"hit-{found.tier}", ledger.why))
 
     async def explain(self, incoming: Incoming, ledger: Ledger) -> Explanation:
         """Where `answer` would send this request now, and why. Calls nobody; logs the decision as `route.explained`.
@@ -280,12 +303,25 @@ class Pipeline:
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if before.made is not None:
             decision = pin(decision, before.made.upstream)
+        self._tell(decision, facts, incoming, ledger, health=health, pinned=before.made.upstream if before.made else None)
+        return decision
+
+    def _tell(
+        self,
+        decision: Decision,
+        facts: Facts,
+        incoming: Incoming,
+        ledger: Ledger,
+        *,
+        health: dict[str, Health],
+        pinned: str | None = None,
+    ) -> None:
+        """Into ledger and log, what was decided."""
         ledger.log_text = decision.log_text
         ledger.note(policy=decision.policy, route_rule=decision.rule)
         if incoming.headers.get("x-gateway-explain") == "1":
             ledger.why = reason(facts, decision)
-        ledger.event_of("route.decided", decided, facts, decision, health, before.made.upstream if before.made else None)
-        return decision
+        ledger.event_of("route.decided", decided, facts, decision, health, pinned)
 
     def _policy(self, incoming: Incoming, generation: Generation) -> str:
         """Name of the policy whose routes order this request. Raises ApiError as `policy_for` does."""
@@ -428,6 +464,10 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
 
 _OUTCOMES = {"off": "off", "class": "off", "no_cache": "bypass"}
 """Reasons of a Miss that mean that nobody looked."""
+
+
+def _note_request(ledger: Ledger, request: wire.Request, facts: Facts) -> None:
+    ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
 
 
 def _note_hit(ledger: Ledger, hit: Hit) -> None:
