@@ -8,7 +8,7 @@ from functools import partial
 from itertools import count, repeat
 from typing import Any, Literal, NamedTuple
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 
 Ending = Literal["complete", "hit", "fallback", "refused", "broken", "failed", "client_gone", "cancelled", "never_read"]
 """How a request ended. `fallback` is complete by another upstream than the first; `broken` was cut after its first event;
@@ -200,7 +200,7 @@ class Ledger:
         if self._on_later is not None:
             self._on_later(_new_tuple(Later, (time.time_ns(), name, self.request_id, fields, of)))
         else:
-            self.event(name, **fields(*of))
+            self.event(name, **to_builtins(fields(*of)))
 
     def elapsed_ms(self) -> float:
         """Since the request was opened."""

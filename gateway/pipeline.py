@@ -321,7 +321,7 @@ class Pipeline:
         ledger.note(policy=decision.policy, route_rule=decision.rule)
         if incoming.headers.get("x-gateway-explain") == "1":
             ledger.why = reason(facts, decision)
-        ledger.event_of("route.decided", decided, facts, decision, health, pinned)
+        ledger.event_of("route.decided", _decided, facts, decision, health, pinned)
 
     def _policy(self, incoming: Incoming, generation: Generation) -> str:
         """Name of the policy whose routes order this request. Raises ApiError as `policy_for` does."""
@@ -380,7 +380,7 @@ class Pipeline:
             request_id=ledger.request_id,
             endpoint=request.endpoint,
             model=option.model,
-            body=wire.with_usage(body, request.data if body is request.body else None) if add_usage else body,
+            body=wire.with_usage(body, request.data) if add_usage else body,
             stream=request.stream,
             headers=incoming.forwarded(dialects.of(request.endpoint).forwarded),
             usage_added=add_usage,
@@ -445,13 +445,19 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
 
     `pinned`: the upstream that keeps what the request goes on from.
     """
+    fields: dict[str, Any] = to_builtins(_decided(facts, decision, health, pinned))
+    return fields
+
+
+def _decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinned: str | None) -> dict[str, Any]:
+    """As `decided`, for whoever writes it as JSON at once."""
     return {
-        "facts": to_builtins(facts),
-        "health": to_builtins(health),
+        "facts": facts,
+        "health": health,
         "policy": decision.policy,
         "rule": decision.rule,
         "order": [chosen.option.name for chosen in decision.candidates],
-        "removed": [to_builtins(removed) for removed in decision.removed],
+        "removed": decision.removed,
         "cache": decision.cache,
         "redact": decision.redact,
         "limits": decision.limits,
