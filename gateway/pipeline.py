@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import unquote_plus
 
@@ -66,6 +67,27 @@ class _Judged(NamedTuple):
     """Of the body, with what it goes on from."""
 
 
+class _Asked(NamedTuple):
+    """A request that was decided, and where its answer stands in the cache."""
+
+    incoming: Incoming
+    ledger: Ledger
+    generation: Generation
+    judged: _Judged
+    decision: Decision
+    first: Translation | None
+    """The translation that the first candidate gets, if it gets one."""
+    key: Scope | None
+    mode: Mode
+    control: set[str]
+    """Words of the client's cache-control."""
+
+    @property
+    def may_hit(self) -> bool:
+        """Whether the client takes a cached answer."""
+        return not self.control & {"no-cache", "no-store"}
+
+
 class Pipeline:
     """The request path of one front worker."""
 
@@ -112,62 +134,52 @@ class Pipeline:
         known = self._again.find(incoming, generation)
         if known is not None and (hit := await self._answer_again(known, incoming, generation, ledger)) is not None:
             return hit
-        request, before, how, facts, size = await self._judge(incoming, generation, ledger)
+        judged = await self._judge(incoming, generation, ledger)
+        request, before, how, facts, size = judged
         _note_request(ledger, request, facts)
         decision = self._decide(incoming, facts, before, generation, ledger)
         first = _first(decision, how)
-        if size <= LOOP_BODY_BYTES:
-            key, mode, control = self._cache_key(incoming, request, first, decision, generation)
-        else:
-            key, mode, control = await asyncio.to_thread(self._cache_key, incoming, request, first, decision, generation)
-        found = await self._cache.lookup(key, mode, class_=facts.class_, no_cache=bool(control & {"no-cache", "no-store"}))
+        place = await _aside(size, self._cache_key, incoming, request, first, decision, generation)
+        asked = _Asked(incoming, ledger, generation, judged, decision, first, *place)
+        found = await self._cache.lookup(asked.key, asked.mode, class_=facts.class_, no_cache=not asked.may_hit)
         if isinstance(found, Hit):
-            _note_hit(ledger, found)
-            headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
-            if found.tier == "exact" and how is NATIVE and before is NOTHING and key is not None:
-                self._again.keep(incoming, generation, request, facts, key)
-            if first is None:
-                return await reply.stored(ledger, found, request, headers)
-            hit = await reply.stored(ledger, found, first.chat, headers)
-            return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
+            return await self._from_cache(asked, found)
         ledger.note(cache=_OUTCOMES.get(found.reason, "miss"))
-        if mode != "off":
+        if asked.mode != "off":
             ledger.event_of("cache.miss", _missed, found)
         if decision.refusal is not None:
             raise _refused(decision, facts, how, generation)
         _check_store(request, facts)
         if first is not None and request.endpoint == "responses/input_tokens":
             return self._responses.count(first, ledger, self._headers(decision, "gateway", "off", ledger.why))
+        return await self._from_upstream(asked)
 
-        async def prepare(option: Option) -> Call:
-            if size <= LOOP_BODY_BYTES:
-                call = self._call(incoming, request, how, option, ledger)
-            else:
-                call = await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
-            if not decision.redact or option.zone == "local":
-                return call
-            return await masked(
-                call,
-                self._redactor,
-                upstream=option.upstream,
-                tenant=facts.tenant,
-                max_chars=self._config.server.max_scan_chars,
-                detector=generation.detector,
-                ledger=ledger,
-            )
+    async def _from_cache(self, asked: _Asked, found: Hit) -> Reply:
+        incoming, ledger, generation, judged, decision, first, key, _, _ = asked
+        request, facts = judged.request, judged.facts
+        _note_hit(ledger, found)
+        headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
+        if found.tier == "exact" and judged.how is NATIVE and judged.before is NOTHING and key is not None:
+            self._again.keep(incoming, generation, request, facts, key)
+        if first is None:
+            return await reply.stored(ledger, found, request, headers)
+        hit = await reply.stored(ledger, found, first.chat, headers)
+        return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
 
+    async def _from_upstream(self, asked: _Asked) -> Reply:
+        incoming, ledger, _, judged, decision, _, key, mode, control = asked
+        request, how, facts = judged.request, judged.how, judged.facts
         try:
-            opened = await self._dispatch.open(decision, prepare, ledger)
+            opened = await self._dispatch.open(decision, partial(self._prepared, asked), ledger)
         except InvalidRequest as error:
             raise how.renamed(error) from None
         headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]), ledger.why)
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
-        keeper = Keeper(
-            self._cache, key, mode, facts.class_, no_store="no-store" in control, made=self._made(incoming, request, facts)
-        )
+        made = self._made(incoming, request, facts)
+        keeper = Keeper(self._cache, key, mode, facts.class_, no_store="no-store" in control, made=made)
         translated = how.through_chat(opened.option)
-        asked = translated.chat if translated else request
-        answer = await reply.relayed(ledger, opened, asked, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
+        sent = translated.chat if translated else request
+        answer = await reply.relayed(ledger, opened, sent, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
         if translated is None:
             return answer
         try:
@@ -176,6 +188,22 @@ class Pipeline:
             if answer.holds:
                 await finished(answer.aclose())
             raise
+
+    async def _prepared(self, asked: _Asked, option: Option) -> Call:
+        """What this option is sent: translated where it speaks chat only, masked where a limit asks for it."""
+        incoming, ledger, generation, judged, decision, _, _, _, _ = asked
+        call = await _aside(judged.size_bytes, self._call, incoming, judged.request, judged.how, option, ledger)
+        if not decision.redact or option.zone == "local":
+            return call
+        return await masked(
+            call,
+            self._redactor,
+            upstream=option.upstream,
+            tenant=judged.facts.tenant,
+            max_chars=self._config.server.max_scan_chars,
+            detector=generation.detector,
+            ledger=ledger,
+        )
 
     async def _answer_again(self, known: Known, incoming: Incoming, generation: Generation, ledger: Ledger) -> Reply | None:
         """The cached answer to a request whose equal had it before; None, and nothing is logged, where it must be read anew."""
@@ -219,10 +247,7 @@ class Pipeline:
         """Read a request and gather its facts. Raises ApiError for one that cannot be served by anybody."""
         size = len(incoming.body)
         if incoming.endpoint not in ENDPOINTS:
-            if size <= LOOP_BODY_BYTES:
-                judged = self._judge_alone(incoming, generation, ledger)
-            else:
-                judged = await asyncio.to_thread(self._judge_alone, incoming, generation, ledger)
+            judged = await _aside(size, self._judge_alone, incoming, generation, ledger)
             return await self._counted(judged, generation) if sizes.near_a_limit(generation, judged.facts) else judged
         request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         before = await self._before(request, incoming.principal.tenant)
