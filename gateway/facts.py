@@ -65,6 +65,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
 
 
+MOST_TOKENS = 2**53
+"""What a client allows beyond this is taken as this: it may have hundreds of digits, and sums and logs end sooner."""
+
+
 def judge(
     request: Request,
     *,
@@ -109,8 +113,8 @@ def judge(
         prompt_tokens=size.tokens,
         prompt_tokens_low=size.low,
         prompt_tokens_high=size.high,
-        max_output=request.max_output,
-        choices=request.choices,
+        max_output=request.max_output if request.max_output is None else min(request.max_output, MOST_TOKENS),
+        choices=min(request.choices, MOST_TOKENS),
         deadline_ms=_milliseconds(headers["x-gateway-deadline-ms"]) if "x-gateway-deadline-ms" in headers else None,
         hour=hour(now),
         task=task_of(request.data) if with_task else "",
