@@ -91,13 +91,14 @@ def judge(
     Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
     scan = privacy.scan((request.data, query), max_chars=max_scan_chars, detector=detector)
-    found_class = cast("Class", privacy.classify(scan, classes))
+    clean = not (scan.kinds or scan.failed or scan.oversize)
+    found_class = CLASSES[0] if clean else cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
-    floor = max(class_floor, asked_class(headers), key=_RANK.__getitem__)
+    floor = _higher(class_floor, asked_class(headers)) if "x-gateway-class" in headers else class_floor
     return Facts(
         endpoint=request.endpoint,
         model=request.model,
-        class_=max(found_class, floor, key=_RANK.__getitem__),
+        class_=_higher(found_class, floor),
         class_floor=floor,
         found=tuple(sorted(scan.kinds)) if scan.kinds else (),
         tenant=tenant,
@@ -145,6 +146,10 @@ def classifier(facts: Facts) -> str:
 
 
 _RANK = {name: rank for rank, name in enumerate(CLASSES)}
+
+
+def _higher(one: Class, other: Class) -> Class:
+    return one if _RANK[one] >= _RANK[other] else other
 
 
 def asked_class(headers: Mapping[str, str]) -> Class:
