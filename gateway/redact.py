@@ -123,9 +123,9 @@ class Vault:
 
 
 class Nesting:
-    """In how many JSON strings, each inside the other, the next sign of a JSON text stands. Fed with the text in pieces.
+    r"""In how many JSON strings, each inside the other, the next sign of a JSON text stands. Fed with the text in pieces.
 
-    A quote opens or closes the string whose escapes stand before it: none for the outermost, `\\` for the next, `\\\\\\` for the
+    A quote opens or closes the string whose escapes stand before it: none for the outermost, `\` for the next, `\\\` for the
     third. A string is JSON itself when it begins like a list or an object of strings; in any other, quotes are mere signs.
     """
 
