@@ -215,6 +215,10 @@ class Opened:
         else:
             self._health.failed(self.option.name, str(failure))
 
+    def wrote(self, tokens: int) -> None:
+        """It came to its good end after so many tokens, and its client had set no bound: for caps on costs."""
+        self._health.wrote(self.option.name, tokens)
+
     @property
     def closed(self) -> bool:
         """Whether nothing of it is open any more."""
@@ -372,8 +376,9 @@ class Dispatch:
             if isinstance(error, TimeoutError):
                 raise UpstreamFailed("timeout", str(error)) from None
             raise
-        said = f"sent nothing for {config.idle_timeout_s:.3g} s"
-        patience.change(config.idle_timeout_s, said, total_s=config.total_timeout_s)
+        if opened.streams or opened.raw:
+            said = f"sent nothing for {config.idle_timeout_s:.3g} s"
+            patience.change(config.idle_timeout_s, said, total_s=config.total_timeout_s)
         if call.upload is None:
             self._health.began(option.name, (time.monotonic() - began) * 1000)
         return opened
