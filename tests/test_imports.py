@@ -29,7 +29,7 @@ LAYERS = (
     {"health", "catalog", "explain", "restore"},
     {"dispatch", "replay"},
     {"reply", "incoming"},
-    {"responses"},
+    {"responses", "again"},
     {"pipeline"},
     {"transfers"},
     {"http"},
