@@ -10,7 +10,8 @@ from typing import NamedTuple
 Path = tuple[str | int, ...]
 """The keys and positions that lead to a value; to a key of an object, with the key itself at the end."""
 
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],]', re.DOTALL)
+_MARK = re.compile(rb'["{}\[\],]')
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _QUOTE, _COMMA, _BRACE, _OPEN = *b'",{', frozenset(b"{[")
 _decode = json.JSONDecoder(strict=False).decode
 
@@ -31,10 +32,12 @@ def strings(document: bytes) -> Iterator[Literal]:
     way: list[str | int] = []
     key_next: list[bool | None] = []
     """By open container: None for an array, else whether the next string is a key."""
-    for token in _TOKEN.finditer(document):
+    end = 0
+    while token := _MARK.search(document, end):
         start, end = token.span()
         first = document[start]
         if first == _QUOTE:
+            end = _end_of(document, start)
             text = _text_of(document[start:end])
             if key_next and key_next[-1]:
                 way[-1], key_next[-1] = text, False
@@ -69,6 +72,15 @@ def replaced(document: bytes, changes: Iterable[tuple[Literal, str]]) -> bytes:
 def edited(document: bytes, edit: Callable[[Literal], str]) -> bytes:
     """The document with every string as `edit` gives it, which is called in its order. A string that stays keeps its bytes."""
     return replaced(document, [(literal, edit(literal)) for literal in strings(document)])
+
+
+def _end_of(document: bytes, start: int) -> int:
+    """Where the string that begins here ends; one without escapes is passed over at the speed of memory."""
+    end = document.find(b'"', start + 1)
+    if end >= 0 and document.find(b"\\", start, end) < 0:
+        return end + 1
+    string = _STRING.match(document, start)
+    return string.end() if string else len(document)
 
 
 def _text_of(raw: bytes) -> str:

@@ -8,6 +8,7 @@ that it holds while it writes, and it begins another.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import json
@@ -22,6 +23,7 @@ from typing import IO, Any
 import msgspec
 from msgspec import Struct, field
 
+from gateway.errors import Problem
 from gateway.facts import WITHHELD
 from gateway.privacy import normalise
 
@@ -83,6 +85,8 @@ class Erased(Struct, frozen=True):
     """That were written anew."""
     unread: int = 0
     """Damaged lines that may have held text of these requests; they are gone."""
+    problems: tuple[Problem, ...] = ()
+    """Files that are as they were because they could not be written anew, as on a full disk."""
 
 
 class _Facts(Struct):
@@ -110,8 +114,8 @@ def purge_logs(folder: Path, wanted: Selector, *, dry_run: bool) -> Erased:
     """Take the text of all requests that are meant out of the log files of a folder, packed ones (`.jsonl.gz`) too.
 
     A request whose lines do not say whose it is is meant by every tenant, and one whose class is not told by every class:
-    its first lines are gone, or it is not decided yet. What a request that is under way logs later stays. Raises OSError; what
-    was written until then is done, and a second call does the rest.
+    its first lines are gone, or it is not decided yet. What a request that is under way logs later stays. A file that cannot be
+    written anew keeps the others from nothing, and a second call does it. Raises OSError for one that cannot be read.
     """
     if not folder.is_dir() or wanted.model is not None:
         return Erased()
@@ -124,13 +128,25 @@ def purge_logs(folder: Path, wanted: Selector, *, dry_run: bool) -> Erased:
                 meant.read(raw)
     requests = meant.close()
     n_lines = n_files = n_unread = 0
+    problems: list[Problem] = []
     for path in log_files(folder):
-        with suppress(FileNotFoundError):
+        try:
             changed, unread = _rewrite(path, meant, dry_run=dry_run)
-            n_lines += changed
-            n_unread += unread
-            n_files += changed + unread > 0
-    return Erased(requests, n_lines, n_files, n_unread)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems.append(Problem(str(path), _mend(error)))
+            continue
+        n_lines += changed
+        n_unread += unread
+        n_files += changed + unread > 0
+    return Erased(requests, n_lines, n_files, n_unread, tuple(problems))
+
+
+def _mend(error: OSError) -> str:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    what = "free as much room on its disk as it is long" if full else "see to it that files can be written in its folder"
+    return f"nothing was erased here, as it could not be written anew ({error.strerror}); {what}, and purge again"
 
 
 def log_files(folder: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def purge(
     as_json: bool,
 ) -> None:
     """Erase from cache, stored responses, what is known of upstreams' stores, and logs, whether or not a gateway runs."""
-    from gateway.purge import Selector, purge_logs
+    from gateway.purge import Erased, Selector, purge_logs
 
     if not everything and not (tenant or model or class_):
         raise click.UsageError("say of what: --tenant, --class or --model; or --all for everybody; --subject narrows these")
@@ -61,7 +61,14 @@ def purge(
     config = load_config(path)
     wanted = Selector(tenant=tenant, class_=class_, model=model, subject=subject)
     counts, problem, here = _state(config, wanted, dry_run=dry_run)
-    logs = purge_logs(config.logs_folder, wanted, dry_run=dry_run)
+    try:
+        logs = purge_logs(config.logs_folder, wanted, dry_run=dry_run)
+    except OSError as error:
+        where = str(error.filename or config.logs_folder)
+        unread = Problem(
+            where, f"the log cannot be read ({error.strerror}), and nothing was erased from it; mend that and purge again"
+        )
+        logs = Erased(problems=(unread,))
     in_logs = {"log_lines": logs.lines, "log_files": logs.files, "log_unread": logs.unread}
     counts |= in_logs
     if not dry_run:
@@ -75,6 +82,8 @@ def purge(
             click.echo("the log goes to standard output: erase it where it is collected")
     if problem is not None:
         raise problem
+    if logs.problems:
+        raise ConfigError(logs.problems)
 
 
 def _state(config: Config, wanted: Selector, *, dry_run: bool) -> tuple[dict[str, int], GatewayError | None, bool]:

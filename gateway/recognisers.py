@@ -3,10 +3,12 @@ r"""What personal data and secrets look like: a table of families, each a cheap 
 Knows bytes only: normalised text in UTF-8. It knows nothing of JSON, classes, policy, or of which engine runs the gates.
 
 Gates and context words are in the syntax that RE2 and `re` share and read alike on bytes: no look-around, no anchors, no
-`\s` (they differ on `\v`). A gate matches wherever a rule of its family could, and begins where the rule would begin, or, for
-numbers, covers the whole run of digits and separators. Two matches of one gate never hide a third: what precedes a rule's
-start may not be part of a gate. Rules are ordinary `re` patterns with borders, tried only at the places a gate names. The
-stricter a gate, the less is left to rules, which cost far more: text made to match a gate is what makes a scan slow.
+`\s` (they differ on `\v`). A gate matches wherever a rule of its family could, and begins where the rule would begin, or,
+`by_word`, with the border before it. Two matches of one gate never hide a third: what may hold another's start is its `rest`,
+or each start of a word in it is tried. Rules are ordinary `re` patterns with borders, tried only at the places a gate names.
+The stricter a gate, the less is left to rules, which cost far more: text made to match a gate is what makes a scan slow.
+
+The text begins with a byte that is no letter and no digit, so that borders can be part of gates.
 """
 
 from __future__ import annotations
@@ -65,26 +67,38 @@ class Rule(NamedTuple):
     """The finding's byte span, or None where digits, checksum or surroundings say no."""
     before: bytes | None = None
     """Context words: one must stand in the `CONTEXT_BYTES` before the gate's match (and its first byte), when given."""
-    after: bytes | None = None
-    """Context that serves instead of `before` when it matches right behind the pattern's match. Only in families `by_group`."""
-    digits: int = 0
-    """How many digits its match has at least, all within the gate's match, in a family `by_group`."""
-    probe: bytes | None = None
-    """A gate of this rule alone, from one byte before: in a long run of digits without a match of it the rule is not tried."""
 
 
 class Family(NamedTuple):
-    """Rules that share a gate. They are tried at its match's start, or, `by_group`, at each group of digits in it."""
+    """Rules that share a gate. They are tried where its match starts, or, `by_word`, where any word in or behind it does."""
 
     gate: bytes
     rules: tuple[Rule, ...]
-    by_group: bool = False
+    by_word: bool = False
+    lead: int = 0
+    """How many bytes of the gate's match stand before the rule's start. Where it has one, a rule is also tried at its end."""
+    rest: bytes = b""
+    """What must stand behind the gate's match, and may hold the start of another."""
     ahead: int = 256
     """How far a rule looks beyond the gate's match, in bytes, at most."""
+    steps: int = 4
+    """What a match counts that comes to a check and fails there: less where texts that nobody made for it are full of them."""
     needs: tuple[bytes, ...] = ()
     """One of these stands in every match of the gate, in small letters: looked for first, as that costs next to nothing."""
     wordy: bool = False
     """The gate has so many alternatives that `re` is slow on it everywhere."""
+    strict: Pattern | None = None
+    """Serves instead of the gate where its matches crowd: a pattern for `re` alone, which can look around."""
+
+
+class Named(NamedTuple):
+    """A rule for numbers of any form, tried at each group of digits in a run of them that begins behind a word."""
+
+    words: bytes
+    """One must stand in the `CONTEXT_BYTES` before the run, or end with its first byte."""
+    rule: Rule
+    digits: int
+    """How many digits its match has at least, all within the run."""
 
 
 _ALNUM = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -94,6 +108,12 @@ NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 """All other bytes."""
 GROUP = re.compile(rb"[0-9]+")
 """A group of digits."""
+RUN = rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6,}"
+"""A run of groups: where rules for named numbers look."""
+_LEAD = rb"[^0-9A-Za-z]"
+_NO_DECIMAL = rb"(?:[^0-9A-Za-z.]|[^0-9]\.)"
+_NO_TAIL = rb"(?:[^0-9A-Za-z.\-]|[^0-9][.\-])"
+"""What the gates of numbers begin with: no letter or digit, and no digit before a sign that would join them."""
 
 
 def _words(*patterns: str) -> bytes:
@@ -146,19 +166,21 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
 
     What E.164 allows behind a `+` is a telephone number, and twelve digits behind `=` or `#` are a counter.
     """
-    text, found = match.string, None
-    sign = text[match.start() - 1 : match.start()]
-    least = 12 if named else {b"+": 16, b"=": 13, b"#": 13}.get(sign, 12)
+    text, start, found = match.string, match.start(), None
+    least = 12 if named else {b"+": 16, b"=": 13, b"#": 13}.get(text[start - 1 : start], 12)
+    stop = match.end(1)
+    groups = GROUP.findall(text, start, stop)
+    # Only the last group can be cut in the middle.
+    whole = len(groups) if stands_alone(text, stop) else len(groups) - 1
+    shape = tuple(map(len, groups))
     digits = ""
-    shape: tuple[int, ...] = ()
-    for group in GROUP.finditer(text, match.start(), match.end(1)):
-        digits += group[0].decode()
-        shape += (len(group[0]),)
-        if len(digits) > 19:
+    for n, group in enumerate(groups, 1):
+        digits += group.decode()
+        if n > whole or len(digits) > 19:
             break
-        usual = len(digits) >= least and (named or len(shape) == 1 or shape in _CARD_SHAPES)
-        if usual and stands_alone(text, group.end()) and luhn_valid(digits) and _issued(digits, named=named):
-            found = match.start(), group.end()
+        usual = len(digits) >= least and (named or n == 1 or shape[:n] in _CARD_SHAPES)
+        if usual and luhn_valid(digits) and _issued(digits, named=named):
+            found = start, [one.end() for one in GROUP.finditer(text, start, stop)][n - 1]
     return found
 
 
@@ -173,24 +195,23 @@ def _named_card(match: Match) -> Span | None:
 _CARD_START = _OPEN + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)"
 _CARD_SOLID = rb"[0-9]{12,19}(?![0-9])"
 _CARD_GROUPED = rb"[0-9]{4,8}([ \t./_\-]{1,3})[0-9]{3,13}(?:\2[0-9]{3,5}(?:\2[0-9]{3,4}(?:\2[0-9]{1,3})?)?)?"
-_CARD_RULES = (
-    Rule(
-        "card",
-        re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"),
-        _card,
-        digits=12,
-        probe=rb"[0-9]{12}|[0-9]{4}[ \t./_\-]{1,3}[0-9]{3}",
+_SEPS = rb"[ \t./_\-]{1,3}"
+_CARD_GATE = (
+    _NO_DECIMAL
+    + rb"(?:[3-6][0-9]|2[0-7]|81|18|97|06)(?:[0-9]{10,17}|[0-9]{4}_[0-9]{13}|[0-9]{6}_[0-9]{8}"
+    rb"|[0-9]{2}_(?:[0-9]{4}_[0-9]{4}_[0-9]{4}|[0-9]{6}_[0-9]{4}|[0-9]{4}_[0-9]{5}|[0-9]{3}_[0-9]{3}_[0-9]{3}))".replace(
+        b"_", _SEPS
+    )
+)
+"""A prefix and a length or a shape that a card can have."""
+_CARD_RULES = (Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"), _card),)
+_CARD_NAMED = Named(
+    _words(
+        "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
+        "karte", "carte", "tarjeta", "cartão",
     ),
-    Rule(
-        "card",
-        re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"),
-        _named_card,
-        digits=12,
-        before=_words(
-            "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
-            "karte", "carte", "tarjeta", "cartão",
-        ),
-    ),
+    Rule("card", re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card),
+    digits=12,
 )  # fmt: skip
 
 
@@ -232,6 +253,19 @@ def _iban(match: Match) -> Span | None:
     return body.span() if iban_valid(body[0].translate(None, b" \t._-").decode().upper()) else None
 
 
+def _iban_gate() -> bytes:
+    """Every country with as many signs as its numbers have, to a border."""
+    by_length: dict[int, list[str]] = {}
+    for country, length in _IBAN_LENGTHS.items():
+        by_length.setdefault(length, []).append(country)
+    shapes = (
+        f"(?:{'|'.join(countries)})[0-9]{{2}}(?:[ \\t._\\-]{{0,2}}[0-9A-Za-z]){{{length - 4}}}"
+        for length, countries in sorted(by_length.items())
+    )
+    return _LEAD + ("(?i:" + "|".join(shapes) + ")").encode() + _LEAD
+
+
+_IBAN_GATE = _iban_gate()
 _IBAN_RULES = (Rule("iban", re.compile(_OPEN + rb"([A-Za-z]{2})[0-9]{2}"), _iban),)
 
 
@@ -255,21 +289,12 @@ def _named_ssn(match: Match) -> Span | None:
     return _ssn_span(match, named=True)
 
 
-_SSN_RULES = (
-    Rule(
-        "ssn",
-        re.compile(_OPEN + rb"(?<![0-9][.\-])[0-9]{3}([ .\-]| - )[0-9]{2}\1[0-9]{4}(?!-[0-9])" + _SHUT),
-        _ssn,
-        digits=9,
-        probe=rb"[0-9]{3}(?:[ .\-]| - )[0-9]{2}(?:[ .\-]| - )[0-9]{4}",
-    ),
-    Rule(
-        "ssn",
-        re.compile(_OPEN + rb"(?<![0-9]\.)[0-9](?:[ ._/\-]{0,3}[0-9]){8}(?!\.[0-9])" + _SHUT),
-        _named_ssn,
-        digits=9,
-        before=_words(r"\bssn", "social[ _-]?sec", r"\bss ?(?:#|no|number)", r"\bitin\b", "tax(?:payer)?[ _-]?(?:id|no|number)"),
-    ),
+_SSN_GATE = _NO_TAIL + rb"[0-9]{3}(?:[ .\-]| - )[0-9]{2}(?:[ .\-]| - )[0-9]{4}"
+_SSN_RULES = (Rule("ssn", re.compile(_OPEN + rb"(?<![0-9][.\-])[0-9]{3}([ .\-]| - )[0-9]{2}\1[0-9]{4}(?!-[0-9])" + _SHUT), _ssn),)
+_SSN_NAMED = Named(
+    _words(r"\bssn", "social[ _-]?sec", r"\bss ?(?:#|no|number)", r"\bitin\b", "tax(?:payer)?[ _-]?(?:id|no|number)"),
+    Rule("ssn", re.compile(_OPEN + rb"(?<![0-9]\.)[0-9](?:[ ._/\-]{0,3}[0-9]){8}(?!\.[0-9])" + _SHUT), _named_ssn),
+    digits=9,
 )
 
 
@@ -305,14 +330,18 @@ _PHONE_WORD = _words(
     r"\b(?:answering|available|reachable) (?:at|on)\b", r"\b(?:my|her|his|their|our|your|new) number\b", r"\bnumber for\b",
     r"\bcontact(?: number| no\b| info|:)",
 )  # fmt: skip
-_PHONE_RULES = (
+_NUMBER = rb"(?<![0-9A-Za-z$.])(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})(?![0-9%])" + _EXTENSION
+_BEHIND_NUMBER = rb"[ \t,:(\-]{0,3}(?i:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)"
+_PLUS_GATE = rb"\+[1-9](?:[ ().\-/]{0,3}[0-9]){7}"
+_PLUS_RULES = (
     Rule(
         "phone",
         re.compile(rb"(?<=\+)(?<![0-9A-Za-z+]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9])" + _EXTENSION),
         _phone,
-        digits=8,
-        probe=rb"\+",
     ),
+)
+_NORTH_AMERICAN_GATE = _NO_TAIL + rb"(?:(?:1|001)[ .\-])?(?:\(?[0-9]{3}\) ?|[0-9]{3}[.\-])[0-9]{3}[.\-][0-9]{4}"
+_NORTH_AMERICAN_RULES = (
     Rule(
         "phone",
         re.compile(
@@ -320,18 +349,11 @@ _PHONE_RULES = (
             rb"(?![0-9]|-[0-9])" + _EXTENSION
         ),
         _phone,
-        digits=10,
-        probe=rb"[0-9]{3}[.\-][0-9]{4}",
-    ),
-    Rule(
-        "phone",
-        re.compile(rb"(?<![0-9A-Za-z$.])(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})(?![0-9%])" + _EXTENSION),
-        _named_phone,
-        digits=7,
-        before=_PHONE_WORD,
-        after=rb"(?i)[ \t,:(\-]{0,3}(?:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)\b",
     ),
 )
+_CALLED_GATE = _LEAD + rb"[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14}" + _EXTENSION + _BEHIND_NUMBER
+_CALLED_RULES = (Rule("phone", re.compile(_NUMBER + rb"(?=" + _BEHIND_NUMBER + rb"\b)"), _named_phone),)
+_PHONE_NAMED = Named(_PHONE_WORD, Rule("phone", re.compile(_NUMBER), _named_phone), digits=7)
 
 
 # Addresses on networks.
@@ -340,8 +362,9 @@ _VERSION_WORD = re.compile(
     rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|python|node|chrome|[=<>~^]=|\bsections?|chapter|figure|rfc)"
     rb"\W{0,3}(?:\w{1,12} )?$"
 )
-_IP_WORD = re.compile(rb"\bip|\bdns")
-_IP_PARTS = (b"addr", b"host", b"server", b"ping", b"subnet", b"router", b"gateway", b"client", b"://")
+_VERSION_BYTES = 28
+"""Longer than such a word with what may stand behind it."""
+_IP_WORD = re.compile(rb"\bip|\bdns|addr|host|server|ping|subnet|router|gateway|client|://")
 _NOBODY_V4 = re.compile(rb"0\.|127\.|255\.")
 _HEX_WITH_DIGIT = re.compile(rb"(?i)(?=[a-f]*[0-9])[0-9a-f]{3,4}")
 
@@ -356,9 +379,9 @@ def _ipv4(match: Match) -> Span | None:
     before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()].lower()
     if before.endswith(b"section-"):
         return None
-    if any(part in before for part in _IP_PARTS) or _IP_WORD.search(before):
+    if len(match[0]) > 7 and not _VERSION_WORD.search(before[-_VERSION_BYTES:]):
         return match.span()
-    return None if len(match[0]) == 7 or _VERSION_WORD.search(before) else match.span()
+    return match.span() if _IP_WORD.search(before) else None
 
 
 def _ipv6(match: Match) -> Span | None:
@@ -373,6 +396,7 @@ def _ipv6(match: Match) -> Span | None:
 
 
 _OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4_GATE = rb"[^0-9A-Za-z.]" + _OCTET + rb"(?:\." + _OCTET + rb"){3}(?:[^0-9A-Za-z.]|\.[^0-9])"
 _IPV4_RULES = (
     Rule("ip", re.compile(rb"(?<![0-9A-Za-z.])" + _OCTET + rb"(?:\." + _OCTET + rb"){3}(?![0-9A-Za-z]|\.[0-9])"), _ipv4),
 )
@@ -393,11 +417,13 @@ _MAC_WORD = re.compile(rb"(?i)\bmac\b|ether|hw ?addr|hardware|\bnic\b|bssid|wi-?
 
 def _mac(match: Match) -> Span | None:
     """Neither nobody's address (all bytes alike) nor, without a word, decimal numbers between dashes or dots."""
-    if len(set(re.findall(_HEX2, re.sub(rb"[:.\-]", b"", match[0])))) == 1:
+    digits = match[0].translate(None, b":.-")
+    if digits == digits[:2] * 6:
         return None
-    decimal = b":" not in match[0] and not re.search(rb"[A-Fa-f]", match[0])
+    if b":" in match[0] or not digits.isdigit():
+        return match.span()
     before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()]
-    return None if decimal and not _MAC_WORD.search(before) else match.span()
+    return match.span() if _MAC_WORD.search(before) else None
 
 
 _MAC_RULES = (
@@ -465,31 +491,51 @@ def _id_end(token: Match, named: tuple[Scheme, ...]) -> int | None:
     return None
 
 
+def _without_looks(pattern: bytes) -> bytes:
+    """The pattern as RE2 reads it: wider, where something had to be the same twice or may not stand there."""
+    named = {match[1]: match[2] for match in re.finditer(rb"\(\?P<(\w+)>([^()]*)\)", pattern)}
+    plain = re.sub(rb"\(\?P<\w+>", rb"(?:", re.sub(rb"\(\?!.*?\)", b"", pattern))
+    plain = re.sub(rb"\(\?P=(\w+)\)", lambda match: named[match[1]], plain)
+    return plain.replace(rb"\d", rb"[0-9]").replace(rb"[[0-9]", rb"[0-9")
+
+
+_WRITTEN_GATE = _LEAD + rb"(?:" + _without_looks(_WRITTEN) + rb")"
 _WRITTEN_ID = Rule(
     "national_id",
     re.compile(rb"(?<![0-9A-Za-z])(?<![0-9][.\-/])(?:" + _WRITTEN + rb")(?![0-9A-Za-z]|[.\-/][0-9])"),
     _written_id,
-    probe=rb"[0-9]{6}[\-/][0-9]{4}|[0-9]\.[0-9]{3}\.[0-9]{3}-|[0-9]-[0-9]{8}-|[0-9]-[0-9]{4}-[0-9]{5}-|[0-9]{3}-[0-9]{3}-[0-9]{3}"
-    rb"|756\.?[0-9]{4}|[0-9]{2}\.[0-9]{2}\.[0-9]{2}-|[0-9]{6} [0-9]{5}|[0-9]{15}|[0-9][ .][0-9]{2}[ .][0-9]{2}[ .]",
 )
-_ID_GATE = (
-    rb"[XYZ]-?[0-9]{7}-?[A-Z]|[0-9]{8}-?[A-Z]|[0-9]{6}[\-+A-FU-Y][0-9]{3}[0-9A-Y]|[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2}"
-    rb"|[A-Za-z]{6}[0-9]{2}[A-Za-z][0-9]{2}|[A-Za-z]{4}[0-9]{6}[HMXhmx]|[0-9]{17}[Xx]|[0-9]{5}(?P<gap>[ .]?)2[AB]"
-).replace(rb"(?P<gap>[ .]?)", rb"[ .]?")
-_NAMED_ID = Rule("national_id", re.compile(_ANY_ID_WORD), _named_id)
+ID_WORDS = _ANY_ID_WORD
+"""What national numbers are called."""
+LONG_TOKEN = (
+    rb"[0-9][0-9A-Za-z]{0,17}[ .\-/+]{1,2}[0-9A-Z]|"
+    + b"|".join(rb"[A-Za-z]{%d}[0-9][0-9A-Za-z]{%d}" % (letters, 7 - letters) for letters in range(7))
+    + rb"|[A-Z]{2} [A-Za-z]{0,6}[0-9]"
+)
+"""Stands where a number begins that is long enough for a national number behind a word."""
+NAMED_ID = Rule("national_id", re.compile(_ANY_ID_WORD), _named_id)
 
 
 # Wallets: addresses in base 58 with a double SHA-256 (Bitcoin and its kin), in bech32 (BIP 173, 350), and by shape.
 
 _BASE58 = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BASE58_VALUES = bytes.maketrans(_BASE58, bytes(range(58)))
 _RIPPLE = bytes.maketrans(b"rpshnaf39wBUDNEGHJKLM4PQRST7VWXYZ2bcdeCg65jkm8oFqi1tuvAxyz", _BASE58)
-_BECH32 = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_BECH32_VALUES = bytes.maketrans(b"qpzry9x8gf2tvdw0s3jn54khce6mua7l", bytes(range(32)))
+_BECH32_MASKS = tuple(
+    functools.reduce(
+        int.__xor__,
+        (mask for bit, mask in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)) if top >> bit & 1),
+        0,
+    )
+    for top in range(32)
+)
 
 
 def _base58_bytes(text: bytes) -> bytes:
     number = 0
-    for letter in text:
-        number = number * 58 + _BASE58.index(letter)
+    for value in text.translate(_BASE58_VALUES):
+        number = number * 58 + value
     return bytes(len(text) - len(text.lstrip(b"1"))) + number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
@@ -505,16 +551,15 @@ def bech32_valid(text: str) -> bool:
     prefix, _, data = text.lower().rpartition("1")
     values = [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
     check = 1
-    for value in (*values, *(_BECH32.index(letter) for letter in data.encode())):
-        top, check = check >> 25, (check & 0x1FFFFFF) << 5 ^ value
-        for bit, mask in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
-            check ^= mask if top >> bit & 1 else 0
+    for value in (*values, *data.encode().translate(_BECH32_VALUES)):
+        check = (check & 0x1FFFFFF) << 5 ^ value ^ _BECH32_MASKS[check >> 25]
     return check in {1, 0x2BC830A3}
 
 
 def _wallet(match: Match) -> Span | None:
     text = match[0]
-    return match.span() if base58check_valid(text) or base58check_valid(text.translate(_RIPPLE)) else None
+    ripple = text.startswith(b"r") and base58check_valid(text.translate(_RIPPLE))
+    return match.span() if ripple or base58check_valid(text) else None
 
 
 def _wallet_key(match: Match) -> Span | None:
@@ -551,8 +596,23 @@ _WALLET_RULES = (
         "secret", re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT), _wallet_key
     ),
 )
-_WALLET_GATE = rb"(?:0x[0-9A-Fa-f]{40}|" + _B58 + rb"{25}|" + _BECH32_SHAPE % (20, 20, 20, 20) + rb")[0-9A-Za-z]*"
-"""To the end of the letters and digits: nothing else begins among them."""
+_WALLET_GATE = (
+    _LEAD
+    + rb"(?:0x[0-9A-Fa-f]{40}|"
+    + _B58
+    + rb"{25,35}|"
+    + _B58
+    + rb"{43,44}|[5KLc9]"
+    + _B58
+    + rb"{50,51}|[48][0-9AB]"
+    + _B58
+    + rb"{93}|[xyztuv]prv"
+    + _B58
+    + rb"{107,108}|"
+    + _BECH32_SHAPE % (38, 110, 38, 110)
+    + rb")"
+    + _LEAD
+)
 
 
 _LOCAL = rb"0-9A-Za-z_.+'&%\-\x80-\xff"
@@ -578,6 +638,35 @@ def _email(match: Match) -> Span | None:
 _LABEL = rb"[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]{0,62}"
 _DOMAIN = rb"(?:" + _LABEL + rb"\.){1,12}(?P<end>[A-Za-z\x80-\xff][0-9A-Za-z\-\x80-\xff]{1,62})"
 _EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?:@|%40)" + _DOMAIN), _email),)
+_EMAIL_STRICT = re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?<![^" + _LOCAL + rb"]git)(?:@|%40)(?=[0-9A-Za-z_\x80-\xff])")
+"""Git remotes crowd in texts that nobody made for it."""
+
+
+def _end_but(words: frozenset[bytes], depth: int = 0) -> bytes:
+    """Two signs and more of a domain's last label, to its border, that are none of these words in any case."""
+    heads = {word[:1] for word in words if word}
+    named = b"".join(head + head.upper() for head in sorted(heads))
+    signs = bytes(byte for byte in range(256) if byte >= 128 or byte in _ALNUM or (depth and byte == 45))
+    if not depth:
+        signs = signs.translate(None, b"0123456789")
+    others = b"".join(b"\\x%02x" % byte for byte in signs.translate(None, named))
+    ways = [rb"[%s]%s" % (others, _END_SIGN + (b"+" if not depth else b"*") + _END_BORDER)]
+    for head in sorted(heads):
+        rest = frozenset(word[1:] for word in words if word[:1] == head)
+        ways.append(b"[%s]%s" % (head + head.upper(), _end_but(rest, depth + 1)))
+    if depth > 1 and b"" not in words:
+        ways.append(_END_BORDER)
+    return b"(?:" + b"|".join(ways) + b")"
+
+
+_END_SIGN = rb"[0-9A-Za-z\-\x80-\xff]"
+_END_BORDER = rb"(?:[^0-9A-Za-z\-.\x80-\xff]|\.(?:[^A-Za-z\x80-\xff]|[A-Za-z\x80-\xff][^0-9A-Za-z\-\x80-\xff]))"
+_ANY_LABEL = rb"[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]*"
+_EMAIL_REST = (
+    rb"(?:(?:" + _ANY_LABEL + rb"\.)+" + _end_but(_FILE_ENDS) + rb"|(?:" + _ANY_LABEL + rb"\.)*" + _ANY_LABEL[:-1] + rb"{62}"
+    rb"|(?:" + _ANY_LABEL + rb"\.){13})"
+)
+"""A domain that does not end like an image or a script; or one that is longer than any."""
 
 
 # Credentials: the prefixes their issuers document, so that leaked ones can be found.
@@ -739,6 +828,14 @@ _PASSWORD_WORD = rb"(?i:password|passwd|pwd|passphrase|passcode)"
 _KEY_WORD = (
     rb"(?i:(?:api|access|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token|secret(?:[ _\-]?(?:key|id))?|token)"
 )
+_VALUE = rb"[^ \t\r\n\f\v\"'`,;\x1e]"
+_PASSWORD_REST = (
+    rb"(?:" + _SIGN.replace(b"?P<sign>", b"?:") + rb")?" + _QUOTE + rb"(?:"
+    + b"|".join(_VALUE + rb"{%d}[0-9]" % before + _VALUE + rb"{%d}" % (5 - before) for before in range(5))
+    + b"|" + _VALUE + rb"{5,127}[0-9])"
+)  # fmt: skip
+"""A sign, and a value of six signs with a digit among them."""
+_KEY_REST = _SIGN.replace(b"?P<sign>", b"?:") + _QUOTE + rb"[0-9A-Za-z_+/=.~\-]{16}"
 _ASSIGNMENT_RULES = (
     Rule("secret", re.compile(_PASSWORD_WORD + _SIGN + rb"?" + _QUOTE + _PASSWORD_VALUE), _password),
     Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>[0-9A-Za-z_+/=.~\-]{16,512})"), _random_value),
@@ -759,30 +856,29 @@ _TOKEN_HEAD = (
 )
 _COUNTRY = b"|".join(sorted(country.encode() for country in _IBAN_LENGTHS))
 _HEX4 = rb"[0-9A-Fa-f]{1,4}"
-_IPV6_GATE = rb"(?:" + _HEX4 + rb":){1,7}:|(?:" + _HEX4 + rb":){7}[0-9A-Fa-f]|::[0-9A-Fa-f]"
-_DOMAIN_GATE = rb"(?:@|%40)[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]*\.[0-9A-Za-z_\x80-\xff]"
+_IPV6_GATE = rb"[^0-9A-Za-z:.](?:(?:" + _HEX4 + rb":){1,7}:|(?:" + _HEX4 + rb":){7}[0-9A-Fa-f]|::[0-9A-Fa-f])"
 
 FAMILIES = (
-    Family(rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6,}", (*_CARD_RULES, *_SSN_RULES, *_PHONE_RULES, _WRITTEN_ID), by_group=True),
-    Family(rb"(?i:" + _COUNTRY + rb")[0-9]{2}", _IBAN_RULES),
-    Family(_DOMAIN_GATE, _EMAIL_RULES, ahead=1024, needs=(b"@", b"%40")),
-    Family(rb"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]", _IPV4_RULES, needs=(b".",)),
-    Family(_IPV6_GATE, _IPV6_RULES, needs=(b":",)),
-    Family(_MAC_SHAPE, _MAC_RULES),
-    Family(_ID_GATE, (_WRITTEN_ID,)),
-    Family(_ANY_ID_WORD, (_NAMED_ID,), wordy=True),
-    Family(_WALLET_GATE, _WALLET_RULES),
+    Family(_CARD_GATE, _CARD_RULES, by_word=True),
+    Family(_SSN_GATE, _SSN_RULES, by_word=True),
+    Family(_PLUS_GATE, _PLUS_RULES, by_word=True, needs=(b"+",)),
+    Family(_NORTH_AMERICAN_GATE, _NORTH_AMERICAN_RULES, by_word=True),
+    Family(_CALLED_GATE, _CALLED_RULES, by_word=True),
+    Family(_WRITTEN_GATE, (_WRITTEN_ID,), by_word=True),
+    Family(_IBAN_GATE, _IBAN_RULES, by_word=True),
+    Family(rb"(?:@|%40)", _EMAIL_RULES, rest=_EMAIL_REST, ahead=1024, needs=(b"@", b"%40"), strict=_EMAIL_STRICT),
+    Family(_IPV4_GATE, _IPV4_RULES, lead=1, steps=1, needs=(b".",)),
+    Family(_IPV6_GATE, _IPV6_RULES, lead=1, steps=1, needs=(b":",)),
+    Family(_LEAD + rb"(?:" + _MAC_SHAPE + rb")", _MAC_RULES, lead=1),
+    Family(_WALLET_GATE, _WALLET_RULES, lead=1),
     Family(_TOKEN_HEAD, _TOKEN_RULES, ahead=1100, wordy=True),
     Family(rb"(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}", _BEARER_RULES, ahead=4000, needs=(b"bearer",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
-    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], needs=(b"pass", b"pwd")),
-    Family(
-        _KEY_WORD + rb"[\"'`*]{0,3}[ \t]{0,3}(?:[=:\x1e]|(?i:is|was))",
-        _ASSIGNMENT_RULES[1:],
-        ahead=1024,
-        needs=(b"key", b"token", b"secret"),
-        wordy=True,
-    ),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd")),
+    Family(_KEY_WORD, _ASSIGNMENT_RULES[1:], rest=_KEY_REST, ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
 )
-"""Every rule there is, in no order that matters."""
+"""Rules that find by shape, in no order that matters."""
+
+NAMED = (_CARD_NAMED, _SSN_NAMED, _PHONE_NAMED)
+"""Rules that find numbers by a word before them. Those of national numbers beside a word are `NAMED_ID`."""

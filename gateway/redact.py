@@ -71,6 +71,10 @@ class Vault:
         """Whether anything was masked."""
         return bool(self._values)
 
+    def __contains__(self, placeholder: str) -> bool:
+        """Whether it stands for something."""
+        return placeholder in self._values
+
     def tell(self) -> None:
         """Tell whoever wants to know how many came back altered, once any did."""
         if self.altered:
@@ -89,10 +93,12 @@ class Vault:
                 self.counts[kind] += 1
         return known
 
-    def value(self, placeholder: str, *, quoted: bool) -> str | None:
-        """What a placeholder stands for, `quoted` as it is written inside a JSON string; None for one of another's making."""
-        value = self._values.get(placeholder)
-        return json.dumps(value, ensure_ascii=False)[1:-1] if value is not None and quoted else value
+    def value(self, placeholder: str, *, depth: int) -> str:
+        """What a placeholder stands for, as it is written inside so many JSON strings."""
+        value = self._values[placeholder]
+        for _ in range(depth):
+            value = json.dumps(value, ensure_ascii=False)[1:-1]
+        return value
 
     def begins(self, text: str) -> bool:
         """Whether a placeholder may begin with this text and be longer."""
@@ -104,6 +110,10 @@ class Vault:
                 return number.isdecimal() and len(number) <= len(str(len(self._values)))
         return False
 
+    def undone(self, text: str) -> str:
+        """The text that was masked so, where nobody has had it in between."""
+        return self.whole.sub(lambda match: self._values.get(match[0], match[0]), text) if self.nonce in text else text
+
     def restore(self, text: str, *, quoted: bool = False) -> str:
         """A whole text with the originals in it."""
         if self.nonce not in text.upper():
@@ -112,13 +122,76 @@ class Vault:
         return channel.feed(text) + channel.flush()
 
 
+class Nesting:
+    r"""In how many JSON strings, each inside the other, the next sign of a JSON text stands. Fed with the text in pieces.
+
+    A quote opens or closes the string whose escapes stand before it: none for the outermost, `\` for the next, `\\\` for the
+    third. A string is JSON itself when it begins like a list or an object of strings; in any other, quotes are mere signs.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[str] = []
+        """What the open strings are known to be: "" nothing yet, "{" or "[" so far, "json", "text"."""
+        self._slashes = 0
+
+    @property
+    def depth(self) -> int:
+        """One at least: nothing is put back into JSON but inside a string."""
+        return min(max(len(self._open), 1), _MOST_ESCAPED)
+
+    def feed(self, text: str) -> None:
+        """What comes next."""
+        for match in _SIGNS.finditer(text):
+            piece = match[0]
+            if piece[0] == "\\":
+                self._slashes += len(piece)
+                continue
+            if piece == '"':
+                self._quote(self._slashes)
+            elif self._open and self._open[-1] not in {"json", "text"}:
+                if not self._slashes:
+                    self._begin(piece)
+                elif self._slashes == 1 << len(self._open) - 1 and piece[0] in "nrt":
+                    self._begin(piece[1:])
+                else:
+                    self._open[-1] = "text"
+            self._slashes = 0
+
+    def _quote(self, slashes: int) -> None:
+        for level, known in enumerate(self._open):
+            if slashes % 2 == 0:
+                del self._open[level:]
+                return
+            slashes //= 2
+            if known != "json":
+                self._open[level] = "json" if known in {"{", "["} and slashes == 0 else "text"
+            if self._open[level] == "text":
+                return
+        if slashes == 0:
+            self._open.append("")
+
+    def _begin(self, piece: str) -> None:
+        for sign in piece:
+            if sign.isspace():
+                continue
+            known = self._open[-1]
+            self._open[-1] = sign if known == "" and sign in "{[" else "json" if known == "[" and sign in "{[" else "text"
+            if self._open[-1] in {"json", "text"}:
+                return
+
+
+_SIGNS = re.compile(r'\\+|"|[^\\"]+')
+_MOST_ESCAPED = 8
+"""Each level doubles what stands before a quote, and only who means harm has so many."""
+
+
 class Channel:
     """One text of an answer that comes in pieces. Holds back only an end that may still become a placeholder."""
 
     def __init__(self, vault: Vault, *, quoted: bool) -> None:
         """`quoted`: the text is JSON, so that what is put back must be escaped."""
         self._vault = vault
-        self._quoted = quoted
+        self._nesting = Nesting() if quoted else None
         self._carry = ""
         """The end of what was let go: a nonce may be cut in two."""
         self.held = ""
@@ -142,9 +215,11 @@ class Channel:
         vault, done = self._vault, 0
         out: list[str] = []
         for match in vault.whole.finditer(text):
-            value = vault.value(match[0], quoted=self._quoted)
-            if value is not None:
+            if match[0] in vault:
                 self._look(text[done : match.start()])
+                value = vault.value(match[0], depth=self._nesting.depth if self._nesting else 0)
+                if self._nesting:
+                    self._nesting.feed(match[0])
                 self._carry = ""
                 out += (text[done : match.start()], value)
                 done = match.end()
@@ -153,6 +228,8 @@ class Channel:
 
     def _look(self, text: str) -> None:
         """Count what is left of placeholders: whatever became of one, its nonce is in general still there."""
+        if self._nesting:
+            self._nesting.feed(text)
         seen = (self._carry + text).upper()
         self._vault.altered += seen.count(self._vault.nonce)
         # One letter less than a nonce: what was counted is not counted again.
@@ -201,7 +278,6 @@ class Redactor:
         _check_rest(after, max_chars, detector)
         if _meaning(after, vault) != _meaning(data):
             raise Unmaskable("the way back would not be exact")
-        vault.altered = 0
         return Masked(masked, vault)
 
     def _nonce(self, data: dict[str, Any], tenant: str) -> str:
@@ -415,7 +491,7 @@ def _meaning(value: Any, vault: Vault | None = None) -> Any:
     if isinstance(value, str):
         if _is_document(value):
             return ("json", _meaning(json.loads(value), vault))
-        return value if vault is None else vault.restore(value)
+        return value if vault is None else vault.undone(value)
     if isinstance(value, dict):
-        return {name if vault is None else vault.restore(name): _meaning(one, vault) for name, one in value.items()}
+        return {name if vault is None else vault.undone(name): _meaning(one, vault) for name, one in value.items()}
     return [_meaning(one, vault) for one in value] if isinstance(value, list) else value

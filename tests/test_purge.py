@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import string
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -129,11 +133,40 @@ def test_a_failure_in_the_middle_leaves_whole_files(folder, monkeypatch):
     """Where a file cannot be put in place it stays as it was, and a second call does the rest."""
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space"):
-            purge_logs(folder, Selector(tenant="acme"), dry_run=False)
+        done = purge_logs(folder, Selector(tenant="acme"), dry_run=False)
+    assert (done.files, {problem.place for problem in done.problems} <= set(map(str, log_files(folder)))) == (0, True)
     assert texts(folder) == ALL
     purge_logs(folder, Selector(tenant="acme"), dry_run=False)
     assert texts(folder)["a1", 0] is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_full_disk_keeps_what_was_there(tmp_path, packed):
+    """A file that does not fit beside itself survives byte for byte, nothing half-written stays, and the mend is told."""
+    log = writer(tmp_path)
+    noise = "".join(random.Random(1).choices(string.ascii_letters, k=40_000))
+    talk(log, "a1", "acme", noise, "Ada")
+    talk(log, "b1", "beta", noise)
+    assert log.close() == 0
+    (path,) = segment_files(tmp_path)
+    if packed:
+        path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        path = path.with_suffix(".jsonl.gz")
+    before = path.read_bytes()
+    script = """
+import resource, sys, pathlib
+from gateway.purge import Selector, purge_logs
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for problem in purge_logs(pathlib.Path(sys.argv[1]), Selector(tenant="acme"), dry_run=False).problems:
+    print(problem)
+"""
+    told = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"{path}: nothing was erased here")
+    assert "free as much room" in told
+    assert (path.read_bytes(), [one.name for one in tmp_path.iterdir()]) == (before, [path.name])
+    assert purge_logs(tmp_path, Selector(tenant="acme"), dry_run=False).files == 1
+    assert texts(tmp_path)["a1", 1] is None
 
 
 def test_whose_request_cannot_be_told_is_everybodys(folder):

@@ -253,3 +253,51 @@ def test_what_goes_into_json_is_escaped():
     vault = alive()
     assert json.loads(vault.restore(f'{{"a": "{ALIVE[0]}"}}', quoted=True)) == {"a": 'value "0"\n'}
     assert vault.restore(ALIVE[0]) == 'value "0"\n'
+
+
+PROSE = st.lists(
+    st.sampled_from(['"', "\\", "\n", " ", "a", "é", "{", "[", "]", "}", "[1]", '{"', "[to]", ALIVE[0], ALIVE[1], "\\n"]),
+    max_size=8,
+).map("".join)
+
+
+@st.composite
+def nested(draw):
+    """A value with JSON inside JSON, as deep as drawn, and prose in every string of it."""
+    value = draw(PROSE.filter(lambda text: not text.lstrip().startswith(('{"', '["', "[[", "[{"))))
+    for _ in range(draw(st.integers(0, 3))):
+        other, indent = (
+            draw(st.sampled_from(["x", ALIVE[2], 7, None, [ALIVE[0]], {"k": ALIVE[1]}])),
+            draw(st.sampled_from([None, 1])),
+        )
+        value = {"first": other, "in": value} if draw(st.booleans()) else [value, other]
+        value = json.dumps(value, ensure_ascii=draw(st.booleans()), indent=indent)
+    return {"before": ALIVE[0], "deep": value, "after": [ALIVE[1]]}
+
+
+def inside(value, change):
+    """The value with all its texts changed, in JSON inside strings too."""
+    if isinstance(value, dict):
+        return {inside(name, change): inside(one, change) for name, one in value.items()}
+    if isinstance(value, list):
+        return [inside(one, change) for one in value]
+    if isinstance(value, str):
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = None
+        return change(value) if not isinstance(read, dict | list) else inside(read, change)
+    return value
+
+
+@settings(max_examples=400)
+@given(nested(), st.booleans(), st.lists(st.integers(0, 600), max_size=20))
+def test_json_in_json_is_restored_with_its_own_escapes(value, ascii_only, cuts):
+    """However deep a placeholder stands, and wherever the text is cut, what is read from the text is the original."""
+    vault, sent = alive(), json.dumps(value, ensure_ascii=ascii_only)
+    channel, out = Channel(vault, quoted=True), ""
+    for start, end in pairwise([0, *sorted(cut for cut in cuts if cut < len(sent)), len(sent)]):
+        out += channel.feed(sent[start:end])
+    out += channel.flush()
+    assert inside(json.loads(out), str) == inside(value, vault.restore)
+    assert vault.restore(sent, quoted=True) == out
