@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,11 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import openai
+import pytest
+import redis
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = Path(os.environ.get("GATEWAY_TEST_MODELS", ROOT / ".gateway" / "models"))
@@ -25,11 +31,19 @@ MODELS = Path(os.environ.get("GATEWAY_TEST_MODELS", ROOT / ".gateway" / "models"
 DEADLINE_S = 90.0
 
 
+_ports = itertools.count(random.randrange(12_000))
+
+
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now, below those that the system gives to connections by itself: none of them takes it meanwhile."""
+    while True:
+        port = 20_000 + next(_ports) % 12_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def until(ready: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
@@ -40,6 +54,45 @@ def until(ready: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -
             return value
         threading.Event().wait(0.02)
     raise AssertionError(f"not within {deadline_s:g} s: {what}")
+
+
+def within(seconds: float, *, tries: int, attempt: Callable[[int], Callable[[], Any]], what: str) -> None:
+    """One of several attempts at least takes effect in this time. A machine that stalls delays one; a gateway that is late, all.
+
+    `attempt(number)` makes the change, and returns what says whether it is in force.
+    """
+    took_s = []
+    for number in range(tries):
+        ready, began = attempt(number), time.monotonic()
+        until(ready, what)
+        took_s.append(time.monotonic() - began)
+        if took_s[-1] <= seconds:
+            return
+    raise AssertionError(f"not within {seconds:g} s but {took_s}: {what}")
+
+
+@contextmanager
+def private_redis(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A redis-server of one's own: its URL and its process."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed; `make test` says how")
+    port = free_port()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        with redis.Redis(port=port) as client:
+            until(lambda: _answers(client), "redis-server")
+        try:
+            yield f"redis://127.0.0.1:{port}/0", process
+        finally:
+            process.terminate()
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 class Gateway:
