@@ -26,6 +26,13 @@ def demo(tmp_path_factory, external):
         yield gateway
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory):
+    """A gateway without any model that many tests ask; whoever stops or changes one takes `echo`."""
+    with Gateway(tmp_path_factory.mktemp("common"), ECHO, policies={"all.toml": ECHO_POLICY}) as gateway:
+        yield gateway.until_up("echo/echo")
+
+
 @pytest.fixture
 def echo(tmp_path):
     """A gateway of its own for one test, without any model."""

@@ -54,7 +54,7 @@ def gateway_before(server, folder, *, home=ECHO_HOME, model="echo", more=""):
 
 
 def client_of(gateway):
-    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=60)
+    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=300)
 
 
 def leaks(server, gateway):
