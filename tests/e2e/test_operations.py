@@ -5,6 +5,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -319,3 +321,73 @@ def test_a_purge_reaches_every_place_whether_or_not_a_gateway_runs(tmp_path, run
     assert len(audits) == (2 if running else 1)
     kept = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
     assert b"heron" not in kept.lower()
+
+
+@contextmanager
+def small_disk(folder, size):
+    """A disk of its own; gives what makes it larger."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a real full disk needs the right to mount a tmpfs")
+    try:
+        yield lambda larger: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+LONG = {"model": "echo", "messages": [{"role": "user", "content": "word " * 1000}], "stream": True}
+
+
+def streams_until(gateway, over):
+    """Streams, four at a time, until `over(answers)` says so; all (status, request id, text)."""
+    answers = []
+
+    def ask(number):
+        while not over(answers):
+            got = gateway.post("chat/completions", json={**LONG, "seed": number + 4 * len(answers), "temperature": 0.5})
+            answers.append((got.status_code, got.headers["x-request-id"], got.text))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    return answers
+
+
+def test_a_full_disk_under_streams_refuses_new_ones_and_loses_no_line(tmp_path):
+    """With on_full = "refuse": what runs ends whole, what comes is told why; once there is room, every token stands in the log."""
+    with small_disk(tmp_path / "state" / "logs", "1m") as resize:
+        with Gateway(tmp_path, ECHO, policies={"all.toml": ECHO_POLICY}) as gateway:
+            answers = streams_until(gateway, lambda answers: any(status == 503 for status, *_ in answers))
+            served = {id_: text for status, id_, text in answers if status == 200}
+            refused = [text for status, _, text in answers if status != 200]
+            assert {json.loads(text)["error"]["code"] for text in refused} == {"log_unavailable"}
+            assert all(text.endswith("data: [DONE]\n\n") for text in served.values())
+            resize("64m")
+            until(lambda: gateway.post("chat/completions", json=HELLO).status_code == 200, "served again")
+        for id_ in served:
+            lines = list(gateway.lines(id_))
+            assert [line["index"] for line in lines if line["event"] == "token"] == list(range(1000))
+            assert [line["ending"] for line in lines if line["event"] == "request.closed"] == ["complete"]
+        assert "log.failed" in gateway.said
+        assert "log.healed" in {line["event"] for line in gateway.lines()}
+
+
+def test_a_full_disk_under_streams_is_served_through_where_lines_may_be_dropped(tmp_path):
+    """With on_full = "drop": every stream ends whole, nobody is refused, and what was lost is counted and told."""
+    config = ECHO + '[logs]\non_full = "drop"\nqueue_limit = 2000\n'
+
+    def lost(gateway):
+        found = re.search(r"^gateway_log_dropped_total (\S+)$", gateway.get("metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    with small_disk(tmp_path / "state" / "logs", "1m") as resize:
+        with Gateway(tmp_path, config, policies={"all.toml": ECHO_POLICY}) as gateway:
+            answers = streams_until(gateway, lambda answers: len(answers) > 3 and lost(gateway) > 0)
+            assert {status for status, *_ in answers} == {200}
+            assert all(text.endswith("data: [DONE]\n\n") for *_, text in answers)
+            resize("64m")
+            counted = lost(gateway)
+            until(lambda: any(line["event"] == "log.dropped" for line in gateway.lines()), "the loss told")
+            id_ = gateway.post("chat/completions", json=HELLO).headers["x-request-id"]
+            assert gateway.record(id_)["ending"] == "complete"
+        assert sum(line["count"] for line in gateway.lines() if line["event"] == "log.dropped") >= counted
