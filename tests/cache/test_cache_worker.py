@@ -25,7 +25,7 @@ async def running(tmp_path, embedder, **options):
     tasks = [asyncio.create_task(worker.run(chosen.socket)), asyncio.create_task(client.run())]
     client.worker, client.news = worker, news
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             yield client
     finally:
         for task in tasks:
