@@ -372,8 +372,9 @@ class Dispatch:
             if isinstance(error, TimeoutError):
                 raise UpstreamFailed("timeout", str(error)) from None
             raise
-        said = f"sent nothing for {config.idle_timeout_s:.3g} s"
-        patience.change(config.idle_timeout_s, said, total_s=config.total_timeout_s)
+        if opened.streams or opened.raw:
+            said = f"sent nothing for {config.idle_timeout_s:.3g} s"
+            patience.change(config.idle_timeout_s, said, total_s=config.total_timeout_s)
         if call.upload is None:
             self._health.began(option.name, (time.monotonic() - began) * 1000)
         return opened

@@ -111,10 +111,15 @@ def judge(
         max_output=request.max_output,
         choices=request.choices,
         deadline_ms=_milliseconds(headers["x-gateway-deadline-ms"]) if "x-gateway-deadline-ms" in headers else None,
-        hour=int(now) // 3600 % 24,
+        hour=hour(now),
         task=task_of(request.data) if with_task else "",
         seed=seed,
     )
+
+
+def hour(now: float) -> int:
+    """The UTC hour of the day at this Unix time."""
+    return int(now) // 3600 % 24
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import count, repeat
 from typing import Any, Literal, NamedTuple
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 
 Ending = Literal["complete", "hit", "fallback", "refused", "broken", "failed", "client_gone", "cancelled", "never_read"]
 """How a request ended. `fallback` is complete by another upstream than the first; `broken` was cut after its first event;
@@ -46,6 +46,34 @@ class TokenEvent(NamedTuple):
     choice: int
     said: str = ""
     """The text whatever may be logged: it is searched for credentials on the log's thread, and never written."""
+
+
+class Tokens(NamedTuple):
+    """Several of one answer that came together and that nobody counted: one object for the loop to hand over, and no loop."""
+
+    time_ns: int
+    request_id: str
+    first: int
+    """Index of the first."""
+    ms: float
+    words: list[str]
+    choices: list[int]
+    shown: bool
+    """Whether the words may stand in the log."""
+    upstream: str
+    source: str
+
+    def events(self) -> list[TokenEvent]:
+        """One by one. All of it in C: a loop would cost 1 µs a token."""
+        words, choices, n = self.words, self.choices, len(self.words)
+        # What one choice says is searched as one text; the last of its events brings all of it.
+        said = [*repeat("", n - 1), "".join(words)] if choices.count(choices[0]) == n else words
+        columns = zip(
+            repeat(self.time_ns, n), repeat(self.request_id), count(self.first), repeat(self.ms), repeat(0),
+            words if self.shown else repeat(None), map(len, words), repeat(self.upstream), repeat(self.source), choices,
+            repeat("") if self.shown else said,
+        )  # fmt: skip
+        return list(map(_new_tuple, repeat(TokenEvent), columns))
 
 
 class Later(NamedTuple):
@@ -113,8 +141,8 @@ class Record(Struct, frozen=True, kw_only=True):
     client_request_id: str = ""
 
 
-def _one_by_one(take: Callable[[TokenEvent], None], tokens: list[TokenEvent]) -> None:
-    for token in tokens:
+def _one_by_one(take: Callable[[TokenEvent], None], tokens: Tokens) -> None:
+    for token in tokens.events():
         take(token)
 
 
@@ -130,7 +158,7 @@ class Ledger:
         on_event: Callable[..., None],
         on_record: Callable[[Record], None],
         on_later: Callable[[Later], None] | None = None,
-        on_tokens: Callable[[list[TokenEvent]], None] | None = None,
+        on_tokens: Callable[[Tokens], None] | None = None,
     ) -> None:
         """`on_later` takes what `event_of` tells, else that goes to `on_event` at once; `on_tokens` takes many at a time."""
         self.request_id = request_id
@@ -172,7 +200,7 @@ class Ledger:
         if self._on_later is not None:
             self._on_later(_new_tuple(Later, (time.time_ns(), name, self.request_id, fields, of)))
         else:
-            self.event(name, **fields(*of))
+            self.event(name, **to_builtins(fields(*of)))
 
     def elapsed_ms(self) -> float:
         """Since the request was opened."""
@@ -209,19 +237,13 @@ class Ledger:
             self._first_ms = ms
             self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
         words = [text for _, text in texts]
-        sizes = list(map(len, words))
-        choices = [choice for choice, _ in texts]
-        # What one choice says is searched as one text; the last of its events brings all of it.
-        said = [*repeat("", len(words) - 1), "".join(words)] if choices.count(choices[0]) == len(choices) else words
-        # All of it in C: a loop would cost 1 µs a token.
-        columns = zip(
-            repeat(time.time_ns(), len(texts)), repeat(self.request_id), count(self._index), repeat(ms), repeat(0),
-            words if self.log_text else repeat(None), sizes, repeat(self._upstream), repeat(self._source), choices,
-            repeat("") if self.log_text else said,
+        tokens = (
+            time.time_ns(), self.request_id, self._index, ms, words, [choice for choice, _ in texts], self.log_text,
+            self._upstream, self._source,
         )  # fmt: skip
-        self._on_tokens(list(map(_new_tuple, repeat(TokenEvent), columns)))
-        self._index += len(texts)
-        self.chars_out += sum(sizes)
+        self._on_tokens(_new_tuple(Tokens, tokens))
+        self._index += len(words)
+        self.chars_out += sum(map(len, words))
 
     def close(self, ending: Ending, *, status: int, error: str = "") -> None:
         """Make the Record and hand it to the sinks; a second call does nothing."""

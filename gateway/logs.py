@@ -28,7 +28,7 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ConfigError, GatewayError, Problem
-from gateway.ledger import Later, Record, TokenEvent
+from gateway.ledger import Later, Record, TokenEvent, Tokens
 
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
@@ -60,6 +60,8 @@ _SHAPED_SECRET = re.compile(r"(?<![A-Za-z0-9])(?:gw|sk)-[A-Za-z0-9_-]{8,}")
 _PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "route.explained", "cache.hit", "cache.miss", "upstream.failed"})
 """Those of the request path: no field of theirs is named like a secret, and every value has a word in JSON."""
 MASK = "[masked]"
+
+_ESTIMATED = b',"tokens_est":true}\n'
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -142,6 +144,12 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
 """Every kind of line. An event that is not here is written all the same, but a test finds its name in the source."""
 
 
+_WORDS = {
+    name: b',"event":"%b","level":"%b","request_id":' % (name.encode(), kind.level.encode()) for name, kind in EVENTS.items()
+}
+"""What stands in each line of an event between its time and its request."""
+
+
 class _Token(Struct):
     """The line of one TokenEvent."""
 
@@ -159,19 +167,6 @@ class _Token(Struct):
     tokens_est: bool | UnsetType = UNSET
 
 
-class _Common(Struct, frozen=True, gc=False):
-    """What tokens that came together have in common, and its parts of their lines."""
-
-    time_ns: int = -1
-    ms: float = 0.0
-    request_id: str = ""
-    upstream: str = ""
-    source: str = ""
-    head: bytes = b""
-    ms_is: bytes = b""
-    tail: bytes = b""
-
-
 class _Clock:
     """Nanoseconds since the epoch as RFC 3339 in UTC with microseconds; remembers the last second it formatted."""
 
@@ -181,10 +176,14 @@ class _Clock:
 
     def __call__(self, time_ns: int) -> str:
         second, rest = divmod(time_ns, 1_000_000_000)
+        return f"{self.head(second)}.{rest // 1000:06d}Z"
+
+    def head(self, second: int) -> str:
+        """What the times of this second begin with."""
         if second != self._second:
             self._second = second
             self._head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._head}.{rest // 1000:06d}Z"
+        return self._head
 
 
 class _Sink(Protocol):
@@ -324,7 +323,10 @@ class _Stdout:
 
 
 class Between(Protocol):
-    """Looks at what is to be written; for the log's thread."""
+    """Looks at what is to be written; for the log's thread.
+
+    It is given what was handed to the LogWriter, and gives the same things back, TokenEvents of one request also as a list.
+    """
 
     @property
     def waiting(self) -> int:
@@ -397,7 +399,8 @@ class LogWriter:
         self._failing_since = 0.0
         self._told_dropped = 0
         self._clock = _Clock()
-        self._common = _Common()
+        self._more_handed = self._more_taken = 0
+        """Lines beyond one for each thing that was put into the queue, or taken out of it."""
         self._encoder = msgspec.json.Encoder()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -408,36 +411,39 @@ class LogWriter:
     def token(self, event: TokenEvent) -> None:
         """Hand over one token event. Called for every token on the event loop."""
         queue = self._queue
-        if len(queue) < self._queue_limit:
+        if len(queue) + self._more_handed - self._more_taken < self._queue_limit:
             queue.append(event)
         else:
             self._drop()
 
-    def tokens(self, events: list[TokenEvent]) -> None:
+    def tokens(self, tokens: Tokens) -> None:
         """As `token`, of many that came together."""
-        room = self._queue_limit - len(self._queue)
-        self._queue.extend(events if len(events) <= room else events[: max(0, room)])
-        for _ in range(len(events) - max(0, room)):
-            self._drop()
+        n_lines = len(tokens.words)
+        if self.queued + n_lines <= self._queue_limit:
+            self._more_handed += n_lines - 1
+            self._queue.append(tokens)
+        else:
+            for event in tokens.events():
+                self.token(event)
 
     def event(self, event: MutableMapping[str, Any]) -> None:
         """Hand over one event with at least `event`; the mapping is the writer's from here on. `time_ns` is set when missing."""
         event.setdefault("time_ns", time.time_ns())
-        if len(self._queue) < self._queue_limit:
+        if self.queued < self._queue_limit:
             self._queue.append(event)
         else:
             self._drop()
 
     def later(self, event: Later) -> None:
         """Hand over an event of the request path whose fields are put together on the thread."""
-        if len(self._queue) < self._queue_limit:
+        if self.queued < self._queue_limit:
             self._queue.append(event)
         else:
             self._drop()
 
     def closed(self, record: Record) -> None:
         """Hand over the record of a closed request; it becomes its `request.closed` line."""
-        if len(self._queue) < self._queue_limit:
+        if self.queued < self._queue_limit:
             self._queue.append(record)
         else:
             self._drop()
@@ -449,8 +455,8 @@ class LogWriter:
         """
         if self._on_full == "drop":
             return None
-        if self._fault is None and len(self._queue) * 2 >= self._queue_limit:
-            return f"log queue: {len(self._queue)} lines wait; the disk or standard output is too slow for this load"
+        if self._fault is None and self.queued * 2 >= self._queue_limit:
+            return f"log queue: {self.queued} lines wait; the disk or standard output is too slow for this load"
         return self._fault
 
     @property
@@ -461,7 +467,7 @@ class LogWriter:
     @property
     def queued(self) -> int:
         """Lines that wait for the thread."""
-        return len(self._queue)
+        return len(self._queue) + self._more_handed - self._more_taken
 
     def close(self, timeout_s: float = 5.0) -> int:
         """Write everything that waits, for at most `timeout_s`, and end the thread. Returns how many lines were lost."""
@@ -469,7 +475,7 @@ class LogWriter:
         self._wake.set()
         self._thread.join(timeout_s + 2 * RETRY_S)
         self._fault = "the log is closed"
-        return len(self._queue) + self._between.waiting + self._block.count(b"\n", min(self._written, default=0))
+        return self.queued + self._between.waiting + self._block.count(b"\n", min(self._written, default=0))
 
     def _drop(self) -> None:
         with self._lock:
@@ -492,8 +498,7 @@ class LogWriter:
     def _drain(self) -> None:
         while self._block or self._queue or (self._stop_at is not None and self._between.waiting):
             if not self._block:
-                batch = self._queue[: min(max(BATCH_LINES, len(self._queue) // 8), MOST_BATCH_LINES)]
-                del self._queue[: len(batch)]
+                batch = self._taken(min(max(BATCH_LINES, self.queued // 8), MOST_BATCH_LINES))
                 self._written = [0] * len(self._sinks)
                 self._block = self._encode(self._between.through(batch) if batch else self._between.rest())
             for number, sink in enumerate(self._sinks):
@@ -507,6 +512,18 @@ class LogWriter:
             self._healed()
             if self._queue:
                 time.sleep(_YIELD_S)
+
+    def _taken(self, most_lines: int) -> list[Any]:
+        """The first of what waits, about so many lines."""
+        batch = self._queue[:most_lines]
+        n_lines = 0
+        for place, thing in enumerate(batch):
+            n_lines += len(thing.words) if type(thing) is Tokens else 1
+            if n_lines >= most_lines:
+                del batch[place + 1 :]
+        del self._queue[: len(batch)]
+        self._more_taken += n_lines - len(batch)
+        return batch
 
     def _failed(self, place: str, why: str) -> None:
         reason = f"{place}: {why}; logging goes on by itself once that is mended"
@@ -531,13 +548,16 @@ class LogWriter:
         lines: list[bytes] = []
         encode = self._encoder.encode
         for item in batch:
+            tokens = _tokens_of(item)
             try:
-                if type(item) is TokenEvent:
-                    lines.append(self._token_line(item))
+                if tokens:
+                    lines += self._token_lines(tokens)
+                elif type(item) is Later and (line := self._later_bytes(item)) is not None:
+                    lines.append(line)
                 else:
                     lines.append(encode(self._line(item)) + b"\n")
             except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
-                lines.append(self._encode_one(self._line(item)))
+                lines += [self._encode_one(self._line(one)) for one in tokens or (item,)]
         return b"".join(lines)
 
     def _encode_one(self, line: Any) -> bytes:
@@ -562,37 +582,44 @@ class LogWriter:
         except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
             return self._unencodable(item, error)
 
-    def _token_line(self, item: TokenEvent) -> bytes:
-        """As `_token`, encoded. What the tokens of one read have in common is encoded once."""
-        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
-        common = self._common
-        if not (
-            time_ns == common.time_ns and ms == common.ms and request_id is common.request_id
-            and upstream is common.upstream and source is common.source
-        ):  # fmt: skip
-            common = self._common = self._in_common(item)
-        estimated = not n_tokens and chars > 0
-        if text is None:
-            if estimated:
-                n_tokens = -(-chars // 4)
-            line = b'%b%d%b%d%b%d,"chars":%d' % (common.head, index, common.ms_is, n_tokens, common.tail, choice, chars)
-        else:
-            if estimated:
-                n_tokens, estimated = self._counted(text, chars, upstream)
-            line = b'%b%d%b%d%b%d,"chars":%d,"text":%b' % (
-                common.head, index, common.ms_is, n_tokens, common.tail, choice, chars, self._encoder.encode(text),
-            )  # fmt: skip
-        return line + (b',"tokens_est":true}\n' if estimated else b"}\n")
-
-    def _in_common(self, item: TokenEvent) -> _Common:
+    def _token_lines(self, tokens: Sequence[TokenEvent]) -> list[bytes]:
+        """As `_token` of each, encoded: tokens of one request, so that what their lines have in common is encoded once."""
         encode = self._encoder.encode
-        head = b'{"time":%b,"event":"token","request_id":%b,"index":' % (
-            encode(self._clock(item.time_ns)),
-            encode(item.request_id),
-        )
-        ms_is = b',"ms":%b,"n_tokens":' % encode(round(item.ms, 3))
-        tail = b',"upstream":%b,"source":%b,"choice":' % (encode(item.upstream), encode(item.source))
-        return _Common(item.time_ns, item.ms, item.request_id, item.upstream, item.source, head, ms_is, tail)
+        _, request_id, _, _, _, _, _, upstream, source, _, _ = tokens[0]
+        zone = b'Z","event":"token","request_id":%b,"index":' % encode(request_id)
+        tail = b',"upstream":%b,"source":%b,"choice":' % (encode(upstream), encode(source))
+        begin_ns = end_ns = 0
+        lines = []
+        for at_ns, _, index, ms, given, text, chars, _, _, choice, _ in tokens:
+            if not begin_ns <= at_ns < end_ns:
+                second = at_ns // 1_000_000_000
+                begin_ns, end_ns = second * 1_000_000_000, (second + 1) * 1_000_000_000
+                head = b'{"time":"%b.' % self._clock.head(second).encode()
+            n_tokens, estimated = given, False
+            if not given and chars:
+                n_tokens, estimated = (-(-chars // 4), True) if text is None else self._counted(text, chars, upstream)
+            micros = (at_ns - begin_ns) // 1000
+            if text is None:
+                values = (head, micros, zone, index, ms, n_tokens, tail, choice, chars, _ESTIMATED if estimated else b"}\n")
+                lines.append(b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d%b' % values)
+            else:
+                lines.append(
+                    b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d,"text":%b%b'
+                    % (
+                        head,
+                        micros,
+                        zone,
+                        index,
+                        ms,
+                        n_tokens,
+                        tail,
+                        choice,
+                        chars,
+                        encode(text),
+                        _ESTIMATED if estimated else b"}\n",
+                    )
+                )
+        return lines
 
     def _counted(self, text: str, chars: int, upstream: str) -> tuple[int, bool]:
         """Tokens of a text that its source did not count, and whether that is an estimate."""
@@ -617,11 +644,22 @@ class LogWriter:
         head = {"time": self._clock(closed_ns), "event": "request.closed", "level": level}
         return self._joined(head, record) or {**head, **msgspec.to_builtins(record)}
 
-    def _later_line(self, item: Later) -> msgspec.Raw | dict[str, Any]:
+    def _later_line(self, item: Later) -> dict[str, Any]:
         level = EVENTS[item.name].level
         head = {"time": self._clock(item.time_ns), "event": item.name, "level": level, "request_id": item.request_id}
-        fields = item.fields(*item.of)
-        return self._joined(head, fields) or {**head, **masked(msgspec.to_builtins(fields))}
+        return {**head, **masked(msgspec.to_builtins(item.fields(*item.of)))}
+
+    def _later_bytes(self, item: Later) -> bytes | None:
+        """As `_later_line`, encoded; None where that fails, or a secret may stand in it."""
+        time_ns, name, request_id, fields, of = item
+        try:
+            more = self._encoder.encode(fields(*of))[1:]
+            words = _WORDS[name] + self._encoder.encode(request_id)
+        except Exception:  # noqa: BLE001 -- `_line` meets the same, and tells it
+            return None
+        comma = b"," if len(more) > 1 else b""
+        line = b'{"time":"%b"%b%b%b\n' % (self._clock(time_ns).encode(), words, comma, more)
+        return None if b"gw-" in line or b"sk-" in line else line
 
     def _event_line(self, item: MutableMapping[str, Any]) -> msgspec.Raw | dict[str, Any]:
         head = {"time": self._clock(item.pop("time_ns")), "event": item.pop("event"), "level": item.pop("level", "info")}
@@ -648,6 +686,15 @@ class LogWriter:
             "of": of if isinstance(of, str) and of in EVENTS else "event",
             "error_type": type(error).__name__,
         }
+
+
+def _tokens_of(item: Any) -> Sequence[TokenEvent]:
+    """The tokens of one request that an item of a batch is; empty if it is something else."""
+    if type(item) is TokenEvent:
+        return (item,)
+    if type(item) is Tokens:
+        return item.events()
+    return item if type(item) is list else ()
 
 
 def segment_files(folder: Path, segment: str = "") -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import unquote_plus
 
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from gateway import dialects, reply, wire
 from gateway import facts as facts_of
 from gateway.affinity import Affinity, Made
+from gateway.again import Again, Known
 from gateway.cache import CACHEABLE_CLASSES, Entry, Hit, Miss, Mode, Scope
 from gateway.cache.key import scope
 from gateway.cache.tiers import Cache
@@ -65,6 +67,27 @@ class _Judged(NamedTuple):
     """Of the body, with what it goes on from."""
 
 
+class _Asked(NamedTuple):
+    """A request that was decided, and where its answer stands in the cache."""
+
+    incoming: Incoming
+    ledger: Ledger
+    generation: Generation
+    judged: _Judged
+    decision: Decision
+    first: Translation | None
+    """The translation that the first candidate gets, if it gets one."""
+    key: Scope | None
+    mode: Mode
+    control: set[str]
+    """Words of the client's cache-control."""
+
+    @property
+    def may_hit(self) -> bool:
+        """Whether the client takes a cached answer."""
+        return not self.control & {"no-cache", "no-store"}
+
+
 class Pipeline:
     """The request path of one front worker."""
 
@@ -90,6 +113,7 @@ class Pipeline:
         self._affinity = affinity
         self._responses = responses
         self._redactor = redactor
+        self._again = Again()
         self._recall = Recall(
             config=config,
             generation=generation,
@@ -107,60 +131,55 @@ class Pipeline:
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
         generation = self._generation()
-        request, before, how, facts, size = await self._judge(incoming, generation, ledger)
-        ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
+        known = self._again.find(incoming, generation)
+        if known is not None and (hit := await self._answer_again(known, incoming, generation, ledger)) is not None:
+            return hit
+        judged = await self._judge(incoming, generation, ledger)
+        request, before, how, facts, size = judged
+        _note_request(ledger, request, facts)
         decision = self._decide(incoming, facts, before, generation, ledger)
         first = _first(decision, how)
-        if size <= LOOP_BODY_BYTES:
-            key, mode, control = self._cache_key(incoming, request, first, decision, generation)
-        else:
-            key, mode, control = await asyncio.to_thread(self._cache_key, incoming, request, first, decision, generation)
-        found = await self._cache.lookup(key, mode, class_=facts.class_, no_cache=bool(control & {"no-cache", "no-store"}))
+        place = await _aside(size, self._cache_key, incoming, request, first, decision, generation)
+        asked = _Asked(incoming, ledger, generation, judged, decision, first, *place)
+        found = await self._cache.lookup(asked.key, asked.mode, class_=facts.class_, no_cache=not asked.may_hit)
         if isinstance(found, Hit):
-            _note_hit(ledger, found)
-            headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
-            if first is None:
-                return await reply.stored(ledger, found, request, headers)
-            hit = await reply.stored(ledger, found, first.chat, headers)
-            return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
+            return await self._from_cache(asked, found)
         ledger.note(cache=_OUTCOMES.get(found.reason, "miss"))
-        if mode != "off":
+        if asked.mode != "off":
             ledger.event_of("cache.miss", _missed, found)
         if decision.refusal is not None:
             raise _refused(decision, facts, how, generation)
         _check_store(request, facts)
         if first is not None and request.endpoint == "responses/input_tokens":
             return self._responses.count(first, ledger, self._headers(decision, "gateway", "off", ledger.why))
+        return await self._from_upstream(asked)
 
-        async def prepare(option: Option) -> Call:
-            if size <= LOOP_BODY_BYTES:
-                call = self._call(incoming, request, how, option, ledger)
-            else:
-                call = await asyncio.to_thread(self._call, incoming, request, how, option, ledger)
-            if not decision.redact or option.zone == "local":
-                return call
-            return await masked(
-                call,
-                self._redactor,
-                upstream=option.upstream,
-                tenant=facts.tenant,
-                max_chars=self._config.server.max_scan_chars,
-                detector=generation.detector,
-                ledger=ledger,
-            )
+    async def _from_cache(self, asked: _Asked, found: Hit) -> Reply:
+        incoming, ledger, generation, judged, decision, first, key, _, _ = asked
+        request, facts = judged.request, judged.facts
+        _note_hit(ledger, found)
+        headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
+        if found.tier == "exact" and judged.how is NATIVE and judged.before is NOTHING and key is not None:
+            self._again.keep(incoming, generation, request, facts, key)
+        if first is None:
+            return await reply.stored(ledger, found, request, headers)
+        hit = await reply.stored(ledger, found, first.chat, headers)
+        return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
 
+    async def _from_upstream(self, asked: _Asked) -> Reply:
+        incoming, ledger, _, judged, decision, _, key, mode, control = asked
+        request, how, facts = judged.request, judged.how, judged.facts
         try:
-            opened = await self._dispatch.open(decision, prepare, ledger)
+            opened = await self._dispatch.open(decision, partial(self._prepared, asked), ledger)
         except InvalidRequest as error:
             raise how.renamed(error) from None
         headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]), ledger.why)
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
-        keeper = Keeper(
-            self._cache, key, mode, facts.class_, no_store="no-store" in control, made=self._made(incoming, request, facts)
-        )
+        made = self._made(incoming, request, facts)
+        keeper = Keeper(self._cache, key, mode, facts.class_, no_store="no-store" in control, made=made)
         translated = how.through_chat(opened.option)
-        asked = translated.chat if translated else request
-        answer = await reply.relayed(ledger, opened, asked, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
+        sent = translated.chat if translated else request
+        answer = await reply.relayed(ledger, opened, sent, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
         if translated is None:
             return answer
         try:
@@ -169,6 +188,38 @@ class Pipeline:
             if answer.holds:
                 await finished(answer.aclose())
             raise
+
+    async def _prepared(self, asked: _Asked, option: Option) -> Call:
+        """What this option is sent: translated where it speaks chat only, masked where a limit asks for it."""
+        incoming, ledger, generation, judged, decision, _, _, _, _ = asked
+        call = await _aside(judged.size_bytes, self._call, incoming, judged.request, judged.how, option, ledger)
+        if not decision.redact or option.zone == "local":
+            return call
+        return await masked(
+            call,
+            self._redactor,
+            upstream=option.upstream,
+            tenant=judged.facts.tenant,
+            max_chars=self._config.server.max_scan_chars,
+            detector=generation.detector,
+            ledger=ledger,
+        )
+
+    async def _answer_again(self, known: Known, incoming: Incoming, generation: Generation, ledger: Ledger) -> Reply | None:
+        """The cached answer to a request whose equal had it before; None, and nothing is logged, where it must be read anew."""
+        request = known.request
+        facts = replace(known.facts, seed=ledger.request_id, hour=facts_of.hour(ledger.opened_at))
+        health = self._health_of(generation, facts.model)
+        decision = decide(generation, self._policy(incoming, generation), facts, health)
+        if decision.cache == "off" or decision.refusal is not None:
+            return None
+        found = self._cache.at_once(known.scope, class_=facts.class_)
+        if found is None:
+            return None
+        _note_request(ledger, request, facts)
+        self._tell(decision, facts, incoming, ledger, health=health)
+        _note_hit(ledger, found)
+        return await reply.stored(ledger, found, request, self._headers(decision, "cache", f"hit-{found.tier}", ledger.why))
 
     async def explain(self, incoming: Incoming, ledger: Ledger) -> Explanation:
         """Where `answer` would send this request now, and why. Calls nobody; logs the decision as `route.explained`.
@@ -196,10 +247,7 @@ class Pipeline:
         """Read a request and gather its facts. Raises ApiError for one that cannot be served by anybody."""
         size = len(incoming.body)
         if incoming.endpoint not in ENDPOINTS:
-            if size <= LOOP_BODY_BYTES:
-                judged = self._judge_alone(incoming, generation, ledger)
-            else:
-                judged = await asyncio.to_thread(self._judge_alone, incoming, generation, ledger)
+            judged = await _aside(size, self._judge_alone, incoming, generation, ledger)
             return await self._counted(judged, generation) if sizes.near_a_limit(generation, judged.facts) else judged
         request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         before = await self._before(request, incoming.principal.tenant)
@@ -280,12 +328,25 @@ class Pipeline:
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if before.made is not None:
             decision = pin(decision, before.made.upstream)
+        self._tell(decision, facts, incoming, ledger, health=health, pinned=before.made.upstream if before.made else None)
+        return decision
+
+    def _tell(
+        self,
+        decision: Decision,
+        facts: Facts,
+        incoming: Incoming,
+        ledger: Ledger,
+        *,
+        health: dict[str, Health],
+        pinned: str | None = None,
+    ) -> None:
+        """Into ledger and log, what was decided."""
         ledger.log_text = decision.log_text
         ledger.note(policy=decision.policy, route_rule=decision.rule)
         if incoming.headers.get("x-gateway-explain") == "1":
             ledger.why = reason(facts, decision)
-        ledger.event_of("route.decided", decided, facts, decision, health, before.made.upstream if before.made else None)
-        return decision
+        ledger.event_of("route.decided", _decided, facts, decision, health, pinned)
 
     def _policy(self, incoming: Incoming, generation: Generation) -> str:
         """Name of the policy whose routes order this request. Raises ApiError as `policy_for` does."""
@@ -344,7 +405,7 @@ class Pipeline:
             request_id=ledger.request_id,
             endpoint=request.endpoint,
             model=option.model,
-            body=wire.with_usage(body, request.data if body is request.body else None) if add_usage else body,
+            body=wire.with_usage(body, request.data) if add_usage else body,
             stream=request.stream,
             headers=incoming.forwarded(dialects.of(request.endpoint).forwarded),
             usage_added=add_usage,
@@ -409,13 +470,19 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
 
     `pinned`: the upstream that keeps what the request goes on from.
     """
+    fields: dict[str, Any] = to_builtins(_decided(facts, decision, health, pinned))
+    return fields
+
+
+def _decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinned: str | None) -> dict[str, Any]:
+    """As `decided`, for whoever writes it as JSON at once."""
     return {
-        "facts": to_builtins(facts),
-        "health": to_builtins(health),
+        "facts": facts,
+        "health": health,
         "policy": decision.policy,
         "rule": decision.rule,
         "order": [chosen.option.name for chosen in decision.candidates],
-        "removed": [to_builtins(removed) for removed in decision.removed],
+        "removed": decision.removed,
         "cache": decision.cache,
         "redact": decision.redact,
         "limits": decision.limits,
@@ -428,6 +495,10 @@ def decided(facts: Facts, decision: Decision, health: Mapping[str, Health], pinn
 
 _OUTCOMES = {"off": "off", "class": "off", "no_cache": "bypass"}
 """Reasons of a Miss that mean that nobody looked."""
+
+
+def _note_request(ledger: Ledger, request: wire.Request, facts: Facts) -> None:
+    ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
 
 
 def _note_hit(ledger: Ledger, hit: Hit) -> None:

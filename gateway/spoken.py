@@ -13,12 +13,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any
+from itertools import groupby, islice
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from gateway.ledger import Later, Record, TokenEvent
+from gateway.ledger import Later, Record, TokenEvent, Tokens
 from gateway.output_scan import MASK, OutputScan
 from gateway.privacy import suspects
 
@@ -29,6 +30,14 @@ MOST_ANSWERS = 20_000
 
 SEARCHED_CHARS = 256
 """So much of an answer comes together before it is searched, where no line waits for that."""
+
+
+class _Run(NamedTuple):
+    """Lines of one answer that wait together."""
+
+    events: list[TokenEvent]
+    n_chars: int
+    """Of the texts that are to be shown."""
 
 
 class _Answer:
@@ -90,6 +99,23 @@ def _cut(lines: Sequence[TokenEvent], start: int, length: int) -> Iterator[tuple
             return
 
 
+def _split(run: _Run, n_sure: int) -> tuple[list[TokenEvent], _Run | None]:
+    """The lines of a run whose texts end within so many characters, and the others."""
+    if run.n_chars <= n_sure:
+        return run.events, None
+    left = run.n_chars
+    for place in range(len(run.events) - 1, -1, -1):  # nearly all of it is sure
+        left -= len(run.events[place].text or "")
+        if left <= n_sure:
+            return run.events[:place], _Run(run.events[place:], run.n_chars - left)
+    return run.events, None
+
+
+def _shown(event: TokenEvent, answer: _Answer) -> TokenEvent:
+    """The line with its masks, if it has any."""
+    return event._replace(text=answer.shown.pop(event.index), said="") if event.index in answer.shown else event
+
+
 class _Talk:
     """One request: its answers, and its lines that wait in their order."""
 
@@ -104,22 +130,26 @@ class _Talk:
 
     def lines(self, answer: _Answer) -> list[TokenEvent]:
         """The lines of an answer that wait."""
-        return [line for line in self.waiting if type(line) is TokenEvent and self.answers[line.choice] is answer]
+        runs = [run for run in self.waiting if type(run) is _Run and self.answers[run.events[0].choice] is answer]
+        return [event for run in runs for event in run.events]
 
     def ready(self, out: list[Any]) -> None:
         """Let go what is sure and what stood behind it."""
         waiting = self.waiting
         while waiting:
-            line = waiting[0]
-            if type(line) is TokenEvent and line.text:
-                answer = self.answers[line.choice]
-                if answer.sure < len(line.text):
+            first = waiting[0]
+            if type(first) is _Run:
+                answer = self.answers[first.events[0].choice]
+                sure, late = _split(first, answer.sure)
+                answer.sure -= first.n_chars - (late.n_chars if late else 0)
+                if sure:
+                    out.append([_shown(event, answer) for event in sure] if answer.shown else sure)
+                if late:
+                    waiting[0] = late
                     return
-                answer.sure -= len(line.text)
-                if answer.shown and line.index in answer.shown:
-                    line = line._replace(text=answer.shown.pop(line.index), said="")
+            else:
+                out.append(first)
             waiting.popleft()
-            out.append(line)
         if self.record is not None:
             out += self._told(self.record)
             self.record = None
@@ -138,6 +168,41 @@ class _Talk:
         return [event, replace(record, secrets_out=self.n_found)]
 
 
+_CHOICE = attrgetter("choice")
+
+
+def _lines_of(thing: Any) -> Sequence[Any]:
+    """One by one, what stands in a batch or waits."""
+    if type(thing) is _Run:
+        return thing.events
+    return thing if type(thing) is list else (thing,)
+
+
+def _by_request(batch: Sequence[Any]) -> list[Any]:
+    """The batch with the tokens of each request together, as a list where the first of them stood.
+
+    What else there is of a request keeps its place among them.
+    """
+    found: list[Any] = []
+    runs: dict[str, list[TokenEvent]] = {}
+    for item in batch:
+        kind = type(item)
+        if kind is TokenEvent or kind is Tokens:
+            request_id = item.request_id
+            run = runs.get(request_id)
+            if run is None:
+                run = runs[request_id] = []
+                found.append(run)
+            if kind is TokenEvent:
+                run.append(item)
+            else:
+                run += item.events()
+        else:
+            runs.pop(item.request_id if kind is Record else _id_of(item), None)
+            found.append(item)
+    return found
+
+
 def _id_of(item: Any) -> str:
     """The request that an event is about; empty where it is about none."""
     return item.request_id if type(item) is Later else str(item.get("request_id", ""))
@@ -154,26 +219,26 @@ class Spoken:
     @property
     def waiting(self) -> int:
         """Lines held back."""
-        return sum(len(talk.waiting) for talk in self._talks.values())
+        return sum(len(_lines_of(thing)) for talk in self._talks.values() for thing in talk.waiting)
 
     def through(self, batch: Sequence[Any]) -> list[Any]:
         """The lines that may be written now: of each request in order, among them what waited before.
 
         Never raises: where the search itself fails, every line is written and no text.
         """
+        steps = _by_request(batch)
         try:
-            return self._through(batch)
+            return self._through(steps)
         except Exception as error:  # noqa: BLE001 -- the promise is to fail closed and to lose no line, whatever happened
-            return self._without_text(batch, error)
+            return self._without_text(steps, error)
 
     def _through(self, batch: Sequence[Any]) -> list[Any]:
         steps: list[Any] = []
         told: list[tuple[_Talk, _Answer]] = []
         ended: list[_Talk] = []
         for item in batch:
-            if type(item) is TokenEvent:
-                quiet = not item.text and not item.said and not ((talk := self._talks.get(item.request_id)) and talk.waiting)
-                steps.append(item if quiet else self._heard(item, told))
+            if type(item) is list:
+                self._heard(item, steps, told)
             elif type(item) is Record:
                 if (talk := self._talks.get(item.request_id)) is not None:
                     talk.record = item
@@ -197,36 +262,45 @@ class Spoken:
 
     def _without_text(self, batch: Sequence[Any], error: Exception) -> list[Any]:
         """Everything that waited and came, in order and without what was said."""
-        waited = [line for talk in self._talks.values() for line in talk.waiting]
+        waited = [_lines_of(thing) for talk in self._talks.values() for thing in talk.waiting]
         self._talks.clear()
-        known = set(map(id, waited))
-        lines = waited + [item for item in batch if id(item) not in known]
+        known = {id(line) for lines in waited for line in lines}
+        came = [[line for line in _lines_of(item) if id(line) not in known] for item in batch]
+        lines = [line for part in (*waited, *came) for line in part]
         told = {"event": "log.unencodable", "level": "error", "of": "token", "error_type": type(error).__name__}
         bare = [line._replace(text=None, said="") if type(line) is TokenEvent else line for line in lines]
         return [*bare, {"time_ns": time.time_ns(), **told}]
 
-    def _heard(self, event: TokenEvent, told: list[tuple[_Talk, _Answer]]) -> Any:
-        """Take in what a token says; what is to be done in its place: write it, or its request's lines that are sure."""
-        text = event.text
-        said = text or event.said
-        talk = self._talks.get(event.request_id)
-        if talk is None:
-            talk = self._talks[event.request_id] = _Talk(event.request_id)
-        answer = talk.answers.get(event.choice)
-        if answer is None:
-            answer = talk.answers[event.choice] = _Answer()
-        if said:
-            n_new = answer.n_new
-            answer.new.append(said)
-            answer.n_new = n_new + len(said)
-            # Text that is shown is searched at once, all other when there is more of it.
-            least = 1 if text else SEARCHED_CHARS
-            if n_new < least <= answer.n_new:
-                told.append((talk, answer))
-        if text or talk.waiting:
-            talk.waiting.append(event)
-            return talk
-        return event
+    def _heard(self, events: list[TokenEvent], steps: list[Any], told: list[tuple[_Talk, _Answer]]) -> None:
+        """Take in what tokens of one request say; what is to be done in their place: write them, or its lines that are sure."""
+        first = events[0]
+        talk = self._talks.get(first.request_id)
+        mixed = len({event.choice for event in events}) > 1
+        parts = [list(part) for _, part in groupby(events, _CHOICE)] if mixed else [events]
+        for part in parts:
+            said = "".join([event.text or event.said for event in part])
+            if not said and (talk is None or not talk.waiting):
+                steps.append(part)
+                continue
+            if talk is None:
+                talk = self._talks[first.request_id] = _Talk(first.request_id)
+            n_chars = sum([event.chars for event in part if event.text])
+            answer = talk.answers.get(part[0].choice)
+            if answer is None:
+                answer = talk.answers[part[0].choice] = _Answer()
+            if said:
+                n_new = answer.n_new
+                answer.new.append(said)
+                answer.n_new = n_new + len(said)
+                # Text that is shown is searched at once, all other when there is more of it.
+                least = 1 if n_chars else SEARCHED_CHARS
+                if n_new < least <= answer.n_new:
+                    told.append((talk, answer))
+            if n_chars or talk.waiting:
+                talk.waiting.append(_Run(part, n_chars))
+                steps.append(talk)
+            else:
+                steps.append(part)
 
     def _written(self, steps: list[Any], told: list[tuple[_Talk, _Answer]], ended: list[_Talk]) -> list[Any]:
         told += [(talk, answer) for talk in ended for answer in talk.answers.values() if 0 < answer.n_new < SEARCHED_CHARS]

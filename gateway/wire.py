@@ -408,14 +408,16 @@ def with_model(request: Request, model: str) -> bytes:
 def with_usage(body: bytes, data: dict[str, Any] | None = None) -> bytes:
     """The bytes with `stream_options.include_usage` set to true, for an upstream whose client did not ask for usage.
 
-    `data`: what the bytes say, where that is known.
+    `data`: what the bytes say, where that is known; the name of the model may have been another.
     """
     data = json.loads(body) if data is None else data
+    if data and "stream_options" not in data:
+        # Whatever stands in the body, its last brace closes the object, and no key of it has this name.
+        end = body.rindex(b"}")
+        return body[:end] + b',"stream_options":{"include_usage":true}' + body[end:]
+    data = json.loads(body)
     options = data.get("stream_options") or {}
     wanted = {**data, "stream_options": {**options, "include_usage": True}}
-    if "stream_options" not in data:
-        end = body.rindex(b"}")
-        return _checked(body[:end] + b',"stream_options":{"include_usage":true}' + body[end:], wanted)
     start, end = span(body, "stream_options")
     value = body[start:end]
     if "include_usage" in options:

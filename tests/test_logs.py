@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError, Problem, WorkerGone
-from gateway.ledger import Later, Record, TokenEvent, Usage
+from gateway.ledger import Later, Record, TokenEvent, Tokens, Usage
 from gateway.logs import EVENTS, WAKE_S, LogWriter, _Files, configure, masked, segment_files
 
 ROOT = Path(__file__).parent.parent
@@ -511,7 +511,7 @@ def test_an_event_that_cannot_be_put_together_takes_no_other_along(tmp_path):
 def test_tokens_that_come_together_keep_to_the_queue_and_are_counted(tmp_path):
     """As many as there is room for are written, the rest are counted as lost."""
     log = make(tmp_path, queue_limit=3, on_full="drop")
-    log.tokens([token(index) for index in range(5)])
+    log.tokens(Tokens(NOW_NS, "r", 0, 1.0, ["a", "b", "c", "d", "e"], [0] * 5, True, "a/b", "external"))
     log.close()
     found = [line for line in lines(tmp_path) if line["event"] == "token"]
     assert len(found) + log.dropped == 5
@@ -533,9 +533,15 @@ TOKENS = st.builds(
 )
 
 
-@given(st.lists(TOKENS, max_size=6))
-def test_lines_of_tokens_are_what_their_struct_would_be(tokens):
-    """Whatever they have in common is encoded once, and says the same."""
+def of_one_request(tokens):
+    first = tokens[0]
+    return [token._replace(request_id=first.request_id, upstream=first.upstream, source=first.source) for token in tokens]
+
+
+@given(st.lists(st.lists(TOKENS, min_size=1, max_size=4).map(of_one_request), max_size=3))
+def test_lines_of_tokens_are_what_their_struct_would_be(runs):
+    """Whatever those of one request have in common is encoded once, and says the same."""
     log = make(None)
     log.close()
-    assert log._encode(tokens) == b"".join(msgspec.json.encode(log._token(token)) + b"\n" for token in tokens)
+    told = [json.loads(line) for line in log._encode(runs).splitlines()]
+    assert told == [json.loads(msgspec.json.encode(log._token(token))) for run in runs for token in run]

@@ -69,6 +69,13 @@ class Cache:
             found = found if answer.reason == "off" else answer
         return found
 
+    def at_once(self, scope: Scope, *, class_: str) -> Hit | None:
+        """What the exact tier has, without a wait; nothing for a class that may not be cached."""
+        if class_ not in CACHEABLE_CLASSES:
+            return None
+        found = self._exact.lookup(scope, class_=class_, now=self._clock())
+        return found if isinstance(found, Hit) else None
+
     def _slower(self, mode: Mode) -> tuple[Tier, ...]:
         return (self._shared, self._semantic) if mode == "semantic" else (self._shared,)
 

@@ -538,10 +538,10 @@ def policy_for(
     Conflict (code `policy_changed`) for a HASH that is not in force. No message repeats what the header said.
     """
     own = key_policy or default
-    name, _, pinned = (header or own).partition("@")
-    mine = {own, *key_policies}
+    name, _, pinned = header.partition("@") if header else (own, "", "")
     param = "x-gateway-policy" if header else None
-    if name not in mine:
+    if name != own and name not in key_policies:
+        mine = {own, *key_policies}
         message = f"This key may not use the policy that x-gateway-policy names{did_you_mean(name, mine)}"
         raise Forbidden(message, param=param)
     policy = generation.policies.get(name)

@@ -686,14 +686,16 @@ async def play(site: Site, case: Case) -> None:
         await _go_on(site, case, asked)
     if case.way in {"asks again", "another tenant asks"}:
         tenant = "acme" if case.way == "asks again" else "beta"
-        site.front.generation = site.generation if changes else site.front.generation
-        again = Asked(site, endpoint, query, body, headers, tenant)
-        await again.end()
-        site.own(tenant)
-        _check(site, case, again)
-        for nonce in re.findall(r"nonce-\w+-\d+", again.data.decode("utf-8", "replace")):
-            if site.owners.get(nonce) != tenant:
-                site.told.append((f"case {case.number}: an answer of another tenant", CLASSES["restricted"].encode()))
+        # The second is an exact hit at most; after one, equal bytes are no longer read.
+        for _ in range(2):
+            site.front.generation = site.generation if changes else site.front.generation
+            again = Asked(site, endpoint, query, body, headers, tenant)
+            await again.end()
+            site.own(tenant)
+            _check(site, case, again)
+            for nonce in re.findall(r"nonce-\w+-\d+", again.data.decode("utf-8", "replace")):
+                if site.owners.get(nonce) != tenant:
+                    site.told.append((f"case {case.number}: an answer of another tenant", CLASSES["restricted"].encode()))
 
 
 async def _go_on(site: Site, case: Case, asked: Asked) -> None:

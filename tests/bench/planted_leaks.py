@@ -344,8 +344,8 @@ def _label(site: Site, text: str) -> None:
 
 @plant("tokens are logged whatever the policy says")
 def _said(_: Site) -> Iterator[None]:
-    real = logs.LogWriter._token_line
-    with patch.object(logs.LogWriter, "_token_line", lambda self, item: real(self, item._replace(text=item.said))):
+    real = logs.LogWriter._token_lines
+    with patch.object(logs.LogWriter, "_token_lines", lambda self, run: real(self, [one._replace(text=one.said) for one in run])):
         yield
 
 
