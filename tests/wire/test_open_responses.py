@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from tests.e2e.gateways import MODELS, Gateway
+from tests.e2e.gateways import Gateway
 from tests.responses.conformance import check, described, validator
 from tests.wire.clients.upstream import scripted
 
@@ -76,18 +76,6 @@ candidates = [{{ upstream = "speaks", capabilities = ["chat", "tools", "images",
 [cache]
 semantic = false
 """
-LOCAL = """
-[upstreams.local]
-kind = "local"
-[local_models.tiny]
-kind = "chat"
-weights = "{models}/smollm2-135m"
-threads = 1
-[models.tiny]
-candidates = [{{ upstream = "local", capabilities = ["chat", "completions"] }}]
-[cache]
-semantic = false
-"""
 POLICY = """
 policy = "cost"
 [classes]
@@ -127,7 +115,7 @@ def events_of(said):
     return events
 
 
-def response_of(got, *, statuses=("completed",)):
+def response_of(got):
     """The final response of an answer, whole or streamed, which must be what both descriptions say."""
     assert got.status_code == 200, got.text
     if got.headers["content-type"].startswith("text/event-stream"):
@@ -143,8 +131,7 @@ def response_of(got, *, statuses=("completed",)):
     assert set(found) >= REQUIRED
     assert [name for name in NUMBERS if isinstance(found[name], bool) or not isinstance(found[name], int | float)] == []
     assert found["output"]
-    assert (found["object"], found["error"]) == ("response", None)
-    assert found["status"] in statuses
+    assert (found["object"], found["status"], found["error"]) == ("response", "completed", None)
     return found
 
 
@@ -216,22 +203,12 @@ def test_a_compaction_without_a_model_is_refused(gateway, server):
     assert (got.status_code, got.json()["error"]["param"], len(server.exchanges)) == (400, "model", before)
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    """A gateway with the real quantized model."""
-    if not (MODELS / "smollm2-135m").is_dir():
-        pytest.fail(f"the demo weights are not in {MODELS}; run: make weights")
-    with Gateway(tmp_path_factory.mktemp("local"), LOCAL.format(models=MODELS), policies={"all.toml": POLICY}) as made:
-        yield made.until_up("local/tiny")
-
-
 @pytest.mark.weights
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("case", ["basic", "assistant phase", "system prompt", "multi-turn"])
 def test_a_response_is_made_by_the_local_model(local, case, stream):
-    """The cases that need text only; the model says what it likes, and is stopped when it likes to say too much."""
-    asked = {"model": "tiny", **CREATE[case], "stream": stream, "temperature": 0, "max_output_tokens": 32}
-    response = response_of(ask(local, **asked), statuses=("completed", "incomplete"))
+    """The cases that need text only; the model says what it likes."""
+    response = response_of(ask(local, **{"model": "tiny", **CREATE[case], "stream": stream, "temperature": 0}))
     assert [item["type"] for item in response["output"]] == ["message"]
     assert response["usage"]["output_tokens"] > 0
 
