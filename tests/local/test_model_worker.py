@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 from contextlib import aclosing
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 from gateway import frames as wire
 from gateway.errors import InvalidRequest, UpstreamFailed
-from gateway.local.frames import Cancel, Delta, Failed, Finished, Generate, Started
+from gateway.local.frames import Cancel, Delta, Failed, Finished, Generate, Started, from_worker_decoder
 from gateway.process import EXIT_UNUSABLE
 from gateway.upstreams import Call
 from gateway.upstreams.local import LocalUpstream
@@ -105,19 +106,26 @@ async def test_a_closed_connection_cancels_its_calls(workers, connect):
     """When a front worker leaves, its rows are free for the others."""
     client, _ = await connect(workers[0].socket)
     reader, writer = await asyncio.open_unix_connection(workers[0].socket)
-    writer.write(b"".join(wire.encode(chat(number, **LONG)) for number in range(1, 7)))
 
     async def full():
         return isinstance((await collect(client, chat(client.next_id(), max_tokens=1)))[-1], Failed)
 
-    await until(full)
+    ids = itertools.count(1)
+
+    async def filled():
+        writer.write(b"".join(wire.encode(chat(next(ids), **LONG)) for _ in range(6)))
+        while not isinstance(await wire.read(reader, from_worker_decoder()), Started):
+            pass
+        return await full()
+
+    # Whoever asks too late, for the machine stalled meanwhile, finds them all answered.
+    await until(filled)
     writer.close()
 
     async def free():
         return not await full()
 
     await until(free)
-    del reader
 
 
 def test_a_worker_without_weights_says_which_command_mends_it(launch, tmp_path):
