@@ -87,6 +87,7 @@ class Front:
     def __init__(self, start: control.Start, activate: control.Activate, uplink: control.Uplink) -> None:
         self.config = msgspec.json.decode(start.config, type=Config)
         self.generation = Generation.from_source(activate.source)
+        self._activations: asyncio.Queue[control.Activate] = asyncio.Queue()
         self.problems: dict[str, str] = {}
         """Why a worker process is not ready, by worker name; front workers too."""
         self.uplink = uplink
@@ -246,8 +247,7 @@ class Front:
         """Something from the supervisor."""
         match frame:
             case control.Activate():
-                self.generation = Generation.from_source(frame.source)
-                self.emit("policy.activated", policy=self.generation.label(self.config.policies.default), number=frame.number)
+                self._activations.put_nowait(frame)
             case control.WorkerNews():
                 self.problems[frame.worker] = frame.problem
                 if frame.worker.startswith("model:"):
@@ -255,6 +255,19 @@ class Front:
                         local.set_problem(frame.worker.removeprefix("model:"), frame.problem)
             case control.Event():
                 self.emit(frame.name, **frame.fields)
+
+    async def follow(self) -> None:
+        """Take the generations that were heard of, one by one until cancelled; of several that wait, the last alone.
+
+        Each is compiled on a thread: one with thousands of words takes a tenth of a second, and meanwhile the old one decides.
+        Raises ConfigError for one that this version cannot open.
+        """
+        while True:
+            frame = await self._activations.get()
+            while not self._activations.empty():
+                frame = self._activations.get_nowait()
+            self.generation = await asyncio.to_thread(Generation.from_source, frame.source)
+            self.emit("policy.activated", policy=self.generation.label(self.config.policies.default), number=frame.number)
 
     async def run(self) -> None:
         """Keep connections to the worker processes and the shared cache up until cancelled."""
@@ -493,10 +506,16 @@ async def serve(control_fd: int) -> None:
         finally:
             stop()
 
+    async def follow_policies() -> None:
+        try:
+            await front.follow()
+        finally:
+            stop()
+
     def serving() -> None:
         _settle_memory()
         uplink.say("")
-        tasks.append(asyncio.create_task(listen_to_supervisor()))
+        tasks.extend((asyncio.create_task(listen_to_supervisor()), asyncio.create_task(follow_policies())))
 
     def stop() -> None:
         front.draining = server.should_exit = True

@@ -215,6 +215,10 @@ class Opened:
         else:
             self._health.failed(self.option.name, str(failure))
 
+    def wrote(self, tokens: int) -> None:
+        """It came to its good end after so many tokens, and its client had set no bound: for caps on costs."""
+        self._health.wrote(self.option.name, tokens)
+
     @property
     def closed(self) -> bool:
         """Whether nothing of it is open any more."""

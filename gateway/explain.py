@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from gateway.errors import ConfigError, Problem
 from gateway.facts import Facts
-from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin, worst_cost_usd
+from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin, worst_cost_usd, worst_output
 from gateway.policy.decision import Decision, Health, HealthOf, Option, encode
 from gateway.policy.generation import Generation
 
@@ -35,6 +35,10 @@ class Line(Struct, frozen=True, kw_only=True):
     expected_cost_usd: float | None
     worst_cost_usd: float | None
     """What a cost cap is compared with."""
+    worst_output_tokens: int
+    """Of each answer, in that."""
+    worst_output_by: Literal["client", "learned", "fixed"]
+    """Whose bound it is: the client's, that of nineteen in twenty answers so far, or the one for as long as few were seen."""
     expected_ttft_ms: float | None
     """None while nothing was measured."""
     removed_by: str = ""
@@ -80,7 +84,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
         return Text("\n".join(f"{name:<15}{value}" for name, value in rows))
 
     def _table(self) -> Table:
-        table = Table("try", "candidate", "zone", "cost", "at most", "first token", "removed by", box=None)
+        names = ("try", "candidate", "zone", "cost", "at most", "for tokens", "first token", "removed by")
+        table = Table(*names, box=None)
         for line in self.lines:
             table.add_row(
                 "-" if line.place is None else str(line.place),
@@ -88,6 +93,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
                 Text(line.zone),
                 _usd(line.expected_cost_usd),
                 _usd(line.worst_cost_usd),
+                f"{line.worst_output_tokens} {line.worst_output_by}",
                 "?" if line.expected_ttft_ms is None else f"{line.expected_ttft_ms:.0f} ms",
                 Text(f"{line.removed_by}: {line.reason}" if line.removed_by else "", overflow="fold"),
             )
@@ -104,19 +110,22 @@ def explain(
     decision = decide(generation, policy_name, facts, health)
     if pinned:
         decision = pin(decision, pinned)
-    removed = {one.option: (one.by, one.reason) for one in decision.removed}
+    removed = {one.option: (one.by, one.said) for one in decision.removed}
     places = {chosen.option.name: place for place, chosen in enumerate(decision.candidates, 1)}
     elsewhere = ("pin", f'"{pinned}" keeps what this request goes on from')
 
     def line(option: Option) -> Line:
+        state = health.get(option.name, _UNKNOWN)
         by, why = removed.get(option.name) or (("", "") if option.name in places else elsewhere)
         return Line(
             option=option.name,
             zone=option.zone,
             place=places.get(option.name),
             expected_cost_usd=expected_cost_usd(option, facts),
-            worst_cost_usd=worst_cost_usd(option, facts),
-            expected_ttft_ms=expected_ttft_ms(health.get(option.name, Health())),
+            worst_cost_usd=worst_cost_usd(option, facts, state),
+            worst_output_tokens=worst_output(option, facts, state),
+            worst_output_by="client" if facts.max_output else "learned" if state.long_output else "fixed",
+            expected_ttft_ms=expected_ttft_ms(state),
             removed_by=by,
             reason=why,
         )
@@ -126,6 +135,9 @@ def explain(
     lines = [line(option) for option in considered]
     lines.sort(key=lambda one: math.inf if one.place is None else one.place)
     return Explanation(facts=facts, decision=decision, lines=tuple(lines))
+
+
+_UNKNOWN = Health()
 
 
 def from_log(lines: Iterable[Mapping[str, Any]], past: Callable[[str], Generation]) -> Explanation:
@@ -154,7 +166,7 @@ def reason(facts: Facts, decision: Decision) -> str:
         "redact": decision.redact,
         "order": [chosen.option.name for chosen in decision.candidates],
         "refusal": decision.refusal.kind if decision.refusal else None,
-        "removed": [f"{one.option}: {one.by}: {one.reason}" for one in decision.removed],
+        "removed": [f"{one.option}: {one.by}: {one.said}" for one in decision.removed],
     }
     while len(text := _printable(json.dumps(told, separators=(",", ":")))) > REASON_CHARS:
         longest = max(("removed", "order", "limits", "found"), key=lambda name: len(str(told[name])))

@@ -65,6 +65,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
 
 
+MOST_TOKENS = 2**53
+"""What a client allows beyond this is taken as this: it may have hundreds of digits, and sums and logs end sooner."""
+
+
 def judge(
     request: Request,
     *,
@@ -87,13 +91,14 @@ def judge(
     Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
     scan = privacy.scan((request.data, query), max_chars=max_scan_chars, detector=detector)
-    found_class = cast("Class", privacy.classify(scan, classes))
+    clean = not (scan.kinds or scan.failed or scan.oversize)
+    found_class = CLASSES[0] if clean else cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
-    floor = max(class_floor, asked_class(headers), key=_RANK.__getitem__)
+    floor = _higher(class_floor, asked_class(headers)) if "x-gateway-class" in headers else class_floor
     return Facts(
         endpoint=request.endpoint,
         model=request.model,
-        class_=max(found_class, floor, key=_RANK.__getitem__),
+        class_=_higher(found_class, floor),
         class_floor=floor,
         found=tuple(sorted(scan.kinds)) if scan.kinds else (),
         tenant=tenant,
@@ -108,8 +113,8 @@ def judge(
         prompt_tokens=size.tokens,
         prompt_tokens_low=size.low,
         prompt_tokens_high=size.high,
-        max_output=request.max_output,
-        choices=request.choices,
+        max_output=request.max_output if request.max_output is None else min(request.max_output, MOST_TOKENS),
+        choices=min(request.choices, MOST_TOKENS),
         deadline_ms=_milliseconds(headers["x-gateway-deadline-ms"]) if "x-gateway-deadline-ms" in headers else None,
         hour=hour(now),
         task=task_of(request.data) if with_task else "",
@@ -141,6 +146,10 @@ def classifier(facts: Facts) -> str:
 
 
 _RANK = {name: rank for rank, name in enumerate(CLASSES)}
+
+
+def _higher(one: Class, other: Class) -> Class:
+    return one if _RANK[one] >= _RANK[other] else other
 
 
 def asked_class(headers: Mapping[str, str]) -> Class:

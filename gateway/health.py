@@ -1,4 +1,4 @@
-"""A live view of every option (`upstream/model`): is it up, how many requests are in flight, how soon the first token comes.
+"""A live view of every option (`upstream/model`): is it up, how many are in flight, how soon answers begin, how long they are.
 
 The clock is passed in; nobody is called. One view per front worker.
 """
@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from gateway.lengths import Lengths
 from gateway.policy.decision import Health
 
 FAILURES_TO_OPEN = 5
@@ -18,7 +22,10 @@ SMOOTHING = 0.2
 
 
 class _State:
-    __slots__ = ("failures", "in_flight", "name", "pause_s", "paused_until", "probed", "reason", "shown", "ttft_ms")
+    __slots__ = (
+        "failures", "in_flight", "lengths", "long_output", "name",
+        "pause_s", "paused_until", "probed", "reason", "shown", "ttft_ms",
+    )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,6 +39,13 @@ class _State:
         """Whether one attempt is finding out now if the option is back."""
         self.reason = ""
         self.ttft_ms: float | None = None
+        self.lengths = Lengths()
+        self.long_output: int | UnsetType = UNSET
+        """As of the last of them."""
+
+
+def _up(state: _State) -> Health:
+    return Health(ttft_ms=state.ttft_ms, in_flight=state.in_flight, long_output=state.long_output)
 
 
 class HealthView:
@@ -69,10 +83,15 @@ class HealthView:
                 state = self._by_pair[pair] = self._state(f"{pair[0]}/{pair[1]}")
             if self._unavailable(*pair) is not None or now < state.paused_until or state.probed:
                 found[state.name] = self._one(*pair, now)
-            elif state.in_flight or state.ttft_ms is not None:
+            elif state.in_flight or state.ttft_ms is not None or state.long_output:
                 shown = state.shown
-                if shown is None or shown.in_flight != state.in_flight or shown.ttft_ms != state.ttft_ms:
-                    shown = state.shown = Health(ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+                if (
+                    shown is None
+                    or shown.in_flight != state.in_flight
+                    or shown.ttft_ms != state.ttft_ms
+                    or shown.long_output != state.long_output
+                ):
+                    shown = state.shown = _up(state)
                 found[state.name] = shown
         return found
 
@@ -80,13 +99,12 @@ class HealthView:
         state = self._state(f"{upstream}/{model}")
         reason = self._unavailable(upstream, model)
         if reason is not None:
-            return Health(up=False, reason=reason, off=self._off(upstream), ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+            return replace(_up(state), up=False, reason=reason, off=self._off(upstream))
         if now < state.paused_until:
-            return Health(up=False, reason=state.reason, ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+            return replace(_up(state), up=False, reason=state.reason)
         if state.probed:
-            reason = f"{state.reason}; another request finds out whether it is back"
-            return Health(up=False, reason=reason, ttft_ms=state.ttft_ms, in_flight=state.in_flight)
-        return Health(ttft_ms=state.ttft_ms, in_flight=state.in_flight)
+            return replace(_up(state), up=False, reason=f"{state.reason}; another request finds out whether it is back")
+        return _up(state)
 
     def _state(self, option: str) -> _State:
         state = self._states.get(option)
@@ -129,6 +147,13 @@ class HealthView:
         state.pause_s = FIRST_PAUSE_S
         state.paused_until = 0.0
         state.probed = False
+
+    def wrote(self, option: str, tokens: int) -> None:
+        """An answer that its client had not bounded came to its end after so many tokens."""
+        state = self._state(option)
+        if tokens > 0:
+            state.lengths.add(tokens)
+            state.long_output = state.lengths.long or UNSET
 
     def failed(self, option: str, reason: str) -> None:
         """It failed in a way that says something about it.

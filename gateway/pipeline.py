@@ -248,7 +248,7 @@ class Pipeline:
         size = len(incoming.body)
         if incoming.endpoint not in ENDPOINTS:
             judged = await _aside(size, self._judge_alone, incoming, generation, ledger)
-            return await self._counted(judged, generation) if sizes.near_a_limit(generation, judged.facts) else judged
+            return await self._counted(judged, generation) if self._near_a_limit(generation, judged.facts) else judged
         request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         before = await self._before(request, incoming.principal.tenant)
         request = self._named(request, before)
@@ -258,7 +258,10 @@ class Pipeline:
         if how.via_chat:
             facts = replace(facts, via_chat=how.via_chat)
         judged = _Judged(request, before, how, facts, size)
-        return await self._counted(judged, generation) if sizes.near_a_limit(generation, facts) else judged
+        return await self._counted(judged, generation) if self._near_a_limit(generation, facts) else judged
+
+    def _near_a_limit(self, generation: Generation, facts: Facts) -> bool:
+        return sizes.near_a_limit(generation, facts, lambda: self._health_of(generation, facts.model))
 
     async def _counted(self, judged: _Judged, generation: Generation) -> _Judged:
         """With the exact size of the prompt, where it can be counted: a limit lies within the estimate's band."""

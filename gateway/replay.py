@@ -10,13 +10,13 @@ from __future__ import annotations
 import gzip
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
-from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec import UNSET, Struct, UnsetType, defstruct, field
+from msgspec.structs import astuple, fields, replace
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -48,11 +48,14 @@ _CLOSED = b'"event":"request.closed"'
 _MASKED = f'"{MASK}"'.encode()
 
 
-class _Decided(Struct):
+F = TypeVar("F", bound=Facts)
+
+
+class _Decided(Struct, Generic[F]):
     """What is read of a `route.decided` line."""
 
     request_id: str
-    facts: Facts
+    facts: F
     health: dict[str, Health]
     policy: str
     rule: str
@@ -64,6 +67,16 @@ class _Decided(Struct):
     classifier: str = ""
     pinned: str | None = None
     redact: bool = False
+
+
+def _logged(asked: Collection[str]) -> type[Facts]:
+    """Facts of which those that are asked for, by their names in the log, are UNSET where a line lacks them."""
+    lacking = [
+        (one.name, one.type | UnsetType, field(default=UNSET, name=one.encode_name))
+        for one in fields(Facts)
+        if one.encode_name in asked and not one.required
+    ]
+    return cast("type[Facts]", defstruct("Facts", lacking, bases=(Facts,), frozen=True, kw_only=True))
 
 
 class _Closed(Struct):
@@ -168,6 +181,7 @@ class _Past:
         self.name = name
         self.generation = generation
         self.options = {option.name: option for option in generation.catalogue.options()}
+        self.zones = {name: option.zone for name, option in self.options.items()}
         self.same_classes = generation.classes == now.classes
         self.same_terms = generation.terms == now.terms
         self.same_rules = generation.hash == now.hash
@@ -192,9 +206,8 @@ class Replayer:
         self._open_past = past
         self._pasts: dict[str, _Past | str] = {}
         self._options = {option.name: option for option in now.catalogue.options()}
-        self._decided = msgspec.json.Decoder(_Decided)
+        self._decided = msgspec.json.Decoder(_Decided[_logged(now.asked)])  # type: ignore[misc]  # made for these policies
         self._closed = msgspec.json.Decoder(_Closed)
-        self._asked = [f'"{name}":'.encode() for name in sorted(now.asked)]
         self._waiting: dict[str, _Open] = {}
         self._lost: Counter[str] = Counter()
         self._flows: dict[tuple[str, str], Flow] = {}
@@ -228,16 +241,17 @@ class Replayer:
                 self._from_cache += closed.cache.startswith("hit")
                 self._settle(known, closed.usage)
 
-    def decide(self, line: _Decided, raw: bytes) -> Decision | str:
+    def decide(self, line: _Decided[Facts], raw: bytes) -> Decision | str:
         """The decision that the candidate policies make of a line, or the reason why that cannot be known."""
         past = self._past(line.policy)
         if isinstance(past, str):
             return past
         if _MASKED in raw:
             return "a fact was masked in the log, because it looks like a key"
-        for asked in self._asked:
-            if asked not in raw:
-                return f"the policy asks for {asked.decode()[:-1]}, which was not logged yet"
+        values = astuple(line.facts)
+        if UNSET in values:
+            asked = line.facts.__struct_encode_fields__[values.index(UNSET)]
+            return f'the policy asks for "{asked}", which was not logged yet'
         if line.detector != detector_version():
             return f"the detector has changed since ({line.detector or 'not logged'})"
         if not past.same_terms:
@@ -257,7 +271,7 @@ class Replayer:
         decision = decide(self._now, past.name, facts, line.health)
         return pin(decision, line.pinned) if line.pinned else decision
 
-    def _again(self, line: _Decided, raw: bytes) -> None:
+    def _again(self, line: _Decided[Facts], raw: bytes) -> None:
         decision = self.decide(line, raw)
         past = self._pasts[line.policy]
         if isinstance(decision, str) or isinstance(past, str):
@@ -275,35 +289,34 @@ class Replayer:
             self._same += 1
         else:
             self._changed += 1
-        outside = any(chosen.option.zone != "local" for chosen in decision.candidates)
-        self._unmasked += line.redact and outside and not decision.redact
+        reaches = {chosen.option.zone for chosen in decision.candidates}
+        self._unmasked += line.redact and not decision.redact and not reaches <= {"local"}
         before = past.options.get(first_before)
         after = decision.candidates[0].option if decision.candidates else None
         if after is not None and after.name not in line.health:
             self._assumed_up += (after.upstream, after.model) not in past.generation.pairs(line.facts.model)
         self._time(0, first_before, line.health)
         self._time(1, first_after, line.health)
-        flow_before, flow_after = self._flow(line, past, before, after, decision)
+        flow_before, flow_after = self._flow(line, past, before, after, reaches)
         self._waiting[line.request_id] = _Open(line.facts, before, after, flow_before, flow_after)
         if len(self._waiting) > WAITING_LINES:
             self._settle(self._waiting.pop(next(iter(self._waiting))), Usage())
 
     def _flow(
-        self, line: _Decided, past: _Past, before: Option | None, after: Option | None, decision: Decision
+        self, line: _Decided[Facts], past: _Past, before: Option | None, after: Option | None, reaches: set[str]
     ) -> tuple[Flow, Flow]:
         """Count where the request went and goes, and could; the flows of its first choices."""
-        class_ = line.facts.class_
-        reached = {past.options[name].zone for name in line.order if name in past.options}
-        reaches = {chosen.option.zone for chosen in decision.candidates}
-        for zone in reached:
-            self._between(class_, zone).before.may_reach += 1
-        for zone in reaches:
+        class_, zones = line.facts.class_, past.zones
+        reached = {zones[name] for name in line.order if name in zones}
+        for zone in reached | reaches:
             flow = self._between(class_, zone)
-            flow.after.may_reach += 1
-            if zone not in reached:
-                flow.opened += 1
-                if len(flow.examples) < SHOWN_IDS:
-                    flow.examples.append(line.request_id)
+            flow.before.may_reach += zone in reached
+            if zone in reaches:
+                flow.after.may_reach += 1
+                if zone not in reached:
+                    flow.opened += 1
+                    if len(flow.examples) < SHOWN_IDS:
+                        flow.examples.append(line.request_id)
         flow_before = self._between(class_, before.zone if before else NOBODY)
         flow_after = self._between(class_, after.zone if after else NOBODY)
         flow_before.before.requests += 1

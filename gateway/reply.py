@@ -306,6 +306,8 @@ class Relayed(_Live):
         self._error = failure.kind if failure else ""
         self._ending = "broken" if failure else self._done
         usage = settle(self._ledger, self._opened, tap.usage, self._prompt_tokens)
+        if failure is None:
+            learn(self._opened, self._request, usage)
         reasons = set(tap.finish_reasons.values())
         self._ledger.note(finish_reason=",".join(sorted(reasons)))
         if failure is None and tap.finished and tap.kept:
@@ -376,6 +378,12 @@ def settle(ledger: Ledger, opened: Opened, usage: Usage | None, prompt_tokens: i
         usage = Usage(prompt_tokens, round(ledger.chars_out / CHARS_PER_TOKEN), estimated=True)
     ledger.note(usage=usage, cost_usd=cost_usd(opened.option, usage))
     return usage
+
+
+def learn(opened: Opened, request: wire.Request, usage: Usage) -> None:
+    """Tell health how long an answer was. One that a client bounded, or nobody counted, does not say how long they become."""
+    if request.max_output is None and request.choices == 1 and not usage.estimated and opened.status < 300:
+        opened.wrote(usage.completion_tokens)
 
 
 def entry_of(
@@ -470,6 +478,7 @@ def _from_whole(
     if whole.id:
         keeper.made(whole.id, opened)
     usage = settle(ledger, opened, whole.usage, prompt_tokens)
+    learn(opened, request, usage)
     ledger.note(finish_reason=",".join(sorted(whole.reasons)))
     if whole.storable and len(body) <= keeper.room:
         keep(keeper, entry_of(opened, request, usage, body=body), request, set(whole.reasons))

@@ -53,3 +53,12 @@ def test_growth_runs_by_its_command(tmp_path):
     assert [x for x, _ in points] == [1, 4, 16, 64, 256, 1024]
     assert all(us > 0 for _, us in points)
     assert (tmp_path / "growth-body.png").exists()
+
+
+def test_the_policy_bench_runs_by_its_command():
+    """One command times decisions and a replay, and says by its status whether every decision was made again."""
+    command = [sys.executable, "-m", "tests.bench.policy", "--lines", "20", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    replay = json.loads(done.stdout)["replay"]
+    assert (replay["lines"], replay["decisions"], replay["same"]) == (20, 10, 10)

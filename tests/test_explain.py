@@ -8,6 +8,7 @@ import pytest
 from front import POLICY, Client, body
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import UNSET
 from policy.worlds import EU, HOME, LIMITS, US, VAULT, all_facts, all_health, limit_texts
 from policy.worlds import generation as made_of
 from rich.console import Console
@@ -58,6 +59,21 @@ def test_the_order_of_trying_and_its_reasons_are_shown(generation):
     text = shown(explanation)
     assert "80 ms" in text
     assert "$0.000322" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "learned", "told"),
+    [({}, UNSET, "4096 fixed"), ({}, 900, "900 learned"), ({"max_output": 70}, 900, "70 client")],
+    ids=["fixed", "learned", "client"],
+)
+def test_whose_bound_a_cap_reckons_with_is_shown(generation, changes, learned, told):
+    """The tokens of answer behind the highest cost stand beside it, and who bounded them."""
+    request = Facts(endpoint="chat/completions", model="auto", needs=("chat",), **changes)
+    explanation = explain(generation, "cost", request, {"openai/gpt-4o-mini": Health(long_output=learned)})
+    (line,) = (line for line in explanation.lines if line.option == "openai/gpt-4o-mini")
+    assert f"{line.worst_output_tokens} {line.worst_output_by}" == told
+    assert line.worst_cost_usd == pytest.approx(line.worst_output_tokens * 0.6e-6)
+    assert told in shown(explanation)
 
 
 def test_an_explanation_is_plain_json(generation):

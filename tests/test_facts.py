@@ -5,7 +5,7 @@ from front import Client, body
 
 from gateway import wire
 from gateway.auth import Principal
-from gateway.facts import MAX_TAGS, WITHHELD, judge, loggable
+from gateway.facts import MAX_TAGS, MOST_TOKENS, WITHHELD, judge, loggable
 from gateway.incoming import Incoming
 from gateway.privacy import with_terms
 
@@ -45,6 +45,13 @@ def test_a_clean_tag_is_itself():
 def test_a_header_without_end_does_not_take_the_loop():
     """Only so many tags are looked at."""
     assert len(tags(",".join(map(str, range(100_000))))) == MAX_TAGS
+
+
+def test_no_number_of_a_client_is_too_large_to_reckon_with():
+    """A bound may have hundreds of digits: it is taken as a lesser one, which sums and the log can hold."""
+    huge = "1" + "0" * 400
+    facts = judged(f'x"}}], "max_tokens": {huge}, "n": {huge}, "x": [{{"y": "', "")
+    assert (facts.max_output, facts.choices) == (MOST_TOKENS, MOST_TOKENS)
 
 
 @pytest.mark.parametrize(("sent", "kept"), [(CARD, WITHHELD), ("ann@example.com", WITHHELD), ("né", ""), ("job-7", "job-7")])

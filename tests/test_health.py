@@ -3,8 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from gateway.health import FAILURES_TO_OPEN, FIRST_PAUSE_S, LONGEST_PAUSE_S, HealthView
+from gateway.lengths import LEAST_ANSWERS
 from gateway.policy.decision import Health
 
 
@@ -32,6 +34,19 @@ def state(view):
 def fail(view, times=1):
     for _ in range(times):
         view.failed("up/m", "why")
+
+
+def test_the_length_of_answers_is_shown_once_enough_were_seen(view):
+    """Also of an option that is idle, and of one that is down; what counted no tokens says nothing."""
+    for _ in range(LEAST_ANSWERS - 1):
+        view.wrote("up/m", 300)
+        view.wrote("up/m", 0)
+    assert state(view).long_output is UNSET
+    assert view.differing([("up", "m")]) == {}
+    view.wrote("up/m", 300)
+    assert view.differing([("up", "m")])["up/m"].long_output == 300
+    fail(view, FAILURES_TO_OPEN)
+    assert (state(view).up, state(view).long_output) == (False, 300)
 
 
 def test_failures_in_a_row_open_the_breaker(view, clock):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"national_ids"},
-    {"errors", "sse", "recognisers", "files", "process", "ledger", "patience", "literals"},
+    {"errors", "sse", "recognisers", "files", "process", "ledger", "patience", "literals", "lengths"},
     {"terms"},
     {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan", "redact"},
@@ -29,7 +29,7 @@ LAYERS = (
     {"health", "catalog", "explain", "restore"},
     {"dispatch", "replay"},
     {"reply", "incoming"},
-    {"responses"},
+    {"responses", "again"},
     {"pipeline"},
     {"transfers"},
     {"http"},

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway import facts, pipeline, reply, wire
 from gateway.errors import InvalidRequest
+from gateway.lengths import LEAST_ANSWERS
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 SLOW = {"ms_per_token": 60_000.0}
@@ -368,3 +369,32 @@ async def test_a_size_near_a_limit_is_counted_before_it_decides(world, count, st
     ((_, fields),) = [event for event in made.events if event[0] == "route.decided"]
     facts = fields["facts"]
     assert (facts["prompt_tokens_low"] == facts["prompt_tokens_high"]) is not count[1]
+
+
+def learned(made):
+    """What the health of the last decision says of the length of answers."""
+    decided = [fields for name, fields in made.events if name == "route.decided"]
+    return decided[-1]["health"].get("echo/m", {}).get("long_output")
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}], ids=str)
+async def test_the_length_of_answers_is_learned_where_no_client_bounds_them(world, fields):
+    """Once enough came to their end, the next decision is logged with what all but one in twenty keep within."""
+    made = world()
+    for number in range(LEAST_ANSWERS + 1):
+        assert number == 0 or learned(made) is None
+        await Client(made, body("word " * 9 + str(number), **fields)).answer()
+    assert learned(made) == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "fail"),
+    [({"max_tokens": 100}, ""), ({"n": 2}, ""), ({"stream": True}, "midway")],
+    ids=["bounded", "several", "broken off"],
+)
+async def test_what_does_not_say_how_long_answers_become_teaches_nothing(world, fields, fail):
+    """So it is with an answer that its client bounded, with several at once, and with one that broke off."""
+    made = world(echo={"fail": fail})
+    for number in range(LEAST_ANSWERS + 1):
+        await Client(made, body(f"one two three {number}", **fields)).answer()
+    assert learned(made) is None

@@ -75,6 +75,16 @@ def test_under_the_same_policy_every_decision_is_made_again(limits, request, hea
     assert (found.same, found.changed, found.moved, found.not_replayable) == (1, 0, 0, {})
 
 
+def test_a_cap_decides_again_with_the_length_that_was_known_then():
+    """What was learned stands in the line; a line of an older gateway, which learned nothing, is decided with the fixed figure."""
+    made = generation('[[limit]]\nname = "c"\nmax_cost = 0.0015\n', options=OPTIONS)
+    fixed = line(made, facts(), {"eu-api/m": Health(ttft_ms=9)})
+    known = line(made, facts(), {"eu-api/m": Health(ttft_ms=9, long_output=300)}, id_="req_2")
+    assert b"long_output" not in fixed
+    assert [b'"order":["home/m","eu-api/m"' in raw for raw in (fixed, known)] == [False, True]
+    assert replayed(made, fixed, known, past=(made,)).same == 2
+
+
 def test_another_policy_moves_what_it_should():
     """Requests that go elsewhere are counted with their way, their tokens and what they would have cost."""
     usage = {"prompt_tokens": 1_000_000, "completion_tokens": 500_000}

@@ -13,9 +13,12 @@ import pytest
 import tiktoken_ext.openai_public as published
 from hypothesis import given
 from hypothesis import strategies as st
+from policy.worlds import facts, generation, option
 
 from gateway.errors import ConfigError
-from gateway.tokens import _SHA256, _URL, Counter, size_estimate
+from gateway.policy import sizes
+from gateway.policy.decide import decide
+from gateway.tokens import _SHA256, _URL, TOKENS_PER_TEXT, Counter, size_estimate
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,3 +115,20 @@ def test_counts_are_exact_for_known_models_only():
         assert counter.count(text, "local/smollm2") == (exact, True)
     assert counter.count("<|endoftext|>", "gpt-4o")[0] > 1
     assert counter.count("hello", "gpt2")[1]
+
+
+@vocabulary
+@pytest.mark.parametrize(("spare", "served"), [(0, True), (-1, False)])
+def test_near_a_limit_a_prompt_is_counted_to_the_token(spare, served):
+    """The estimate's band holds the limit, and the true count of OpenAI's models decides on which side of it a prompt is."""
+    counter = Counter(Path(os.environ["TIKTOKEN_CACHE_DIR"]))
+    for text, exact in COUNTED.values():
+        tokens = exact + TOKENS_PER_TEXT
+        limit = f'[[limit]]\nname = "s"\nwhen = {{ prompt_tokens = "> {tokens + spare}" }}\nnever = {{ zone = "local" }}\n'
+        made = generation(limit, options=[option("up", "gpt-4o"), option("up", "gpt-4.1-mini")])
+        size = size_estimate([text])
+        asked = facts(prompt_tokens=size.tokens, prompt_tokens_low=size.low, prompt_tokens_high=size.high)
+        assert sizes.near_a_limit(made, asked, dict)
+        counted = sizes.exact(asked, [text], ["gpt-4o", "gpt-4.1-mini"], counter.count)
+        assert counted.prompt_tokens_high == tokens
+        assert bool(decide(made, "p0", counted, {}).candidates) is served

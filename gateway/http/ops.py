@@ -111,20 +111,7 @@ def routes(
         """Erase what this gateway holds, but for its log files. Scope `admin`; body: a selector, and dry_run."""
         principal = keys.principal(bearer(header_map(request.scope)))
         principal.require("admin")
-        asked = await request.json()
-        known = (*(field.encode_name for field in msgspec.structs.fields(Selector)), "dry_run")
-        for name in asked if isinstance(asked, dict) else ["(body)"]:
-            if name not in known:
-                raise InvalidRequest(f'unknown field "{ascii(name)[1:-1]}"{did_you_mean(name, known)}', param=name)
-        if asked.get("class") not in {None, *CLASSES}:
-            raise InvalidRequest(f"unknown class{did_you_mean(str(asked['class']), CLASSES)}", param="class")
-        dry_run = bool(asked.pop("dry_run", False))
-        try:
-            wanted = msgspec.convert(asked, Selector)
-        except msgspec.ValidationError:
-            raise InvalidRequest("tenant, class, model and subject are words, in quotes.") from None
-        if wanted.subject is not None and sum(map(str.isalnum, wanted.subject)) < 2:
-            raise InvalidRequest("subject needs two letters or digits at least.", param="subject")
+        wanted, dry_run = _selector(await request.json())
         counts = await purge_state(wanted, dry_run=dry_run, by=principal.label)
         return {"purged": sum(counts.values()), "dry_run": dry_run, "counts": counts}
 
@@ -147,6 +134,24 @@ def routes(
         return Response(told.as_json(), headers={"x-request-id": ledger.request_id})
 
     return [explain, root, health, readiness, show_metrics, list_models, show_model, purge]
+
+
+def _selector(asked: Any) -> tuple[Selector, bool]:
+    """What a purge's body selects, and whether it is a dry run. Raises InvalidRequest."""
+    known = (*(field.encode_name for field in msgspec.structs.fields(Selector)), "dry_run")
+    for name in asked if isinstance(asked, dict) else ["(body)"]:
+        if name not in known:
+            raise InvalidRequest(f'unknown field "{ascii(name)[1:-1]}"{did_you_mean(name, known)}', param=name)
+    if asked.get("class") not in {None, *CLASSES}:
+        raise InvalidRequest(f"unknown class{did_you_mean(str(asked['class']), CLASSES)}", param="class")
+    dry_run = bool(asked.pop("dry_run", False))
+    try:
+        wanted = msgspec.convert(asked, Selector)
+    except msgspec.ValidationError:
+        raise InvalidRequest("tenant, class, model and subject are words, in quotes.") from None
+    if wanted.subject is not None and sum(map(str.isalnum, wanted.subject)) < 2:
+        raise InvalidRequest("subject needs two letters or digits at least.", param="subject")
+    return wanted, dry_run
 
 
 DRY_RUN_WORDS = ("endpoint", "policy", "tenant", "key_label", "class")

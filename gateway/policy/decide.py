@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import count
+from operator import itemgetter
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -48,13 +48,13 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     held = policy.matcher.held(facts)
     found = _permitted(generation, facts, held & generation.limit_bits)
     removed = found.removed
-    allowed: Sequence[Row] = found.rows
+    allowed: Sequence[Offer] = found.offers
     redact = found.redact is not None and _needs_masks(facts)
     if redact and found.redact is not None:
         allowed, bare = _maskable(allowed, found.redact, facts)
         removed += bare
-    if found.cap is not None and not _all_affordable(found.dearest, found.cap, facts):
-        allowed, dear = _affordable(allowed, found.cap, facts)
+    if found.cap is not None and not (facts.max_output and _all_affordable(found.dearest, found.cap, facts)):
+        allowed, dear = _affordable(allowed, found.cap, facts, health)
         removed += dear
     first = held >> len(generation.limits)
     route = policy.routes[(first & -first).bit_length() - 1] if first else None
@@ -62,19 +62,16 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     if route is not None and route.order == "nothing":
         wanted, unused = _wanted(allowed, route)
         removed += unused
-    candidates: tuple[Chosen, ...]
     if not found.substituted:
         candidates, down = _ordered(wanted, route, facts, health)
     else:
-        candidates, down = _ordered([row for row in wanted if row.bit & found.own], route, facts, health)
-        others, more = _ordered([row for row in wanted if not row.bit & found.own], route, facts, health)
+        candidates, down = _ordered([offer for offer in wanted if offer[0].bit & found.own], route, facts, health)
+        others, more = _ordered([offer for offer in wanted if not offer[0].bit & found.own], route, facts, health)
         candidates, down = candidates + others, down + more
     removed += down
     refusal = None
     if not candidates:
-        refusal = _refusal(
-            generation, facts, health, found.held, fitting=found.fitting, cleared=found.cleared, allowed=allowed, wanted=wanted
-        )
+        refusal = _refusal(generation, facts, health, found, allowed=_rows(allowed), wanted=_rows(wanted))
     deadline_ms = facts.deadline_ms
     if route is not None and route.deadline_ms is not None and (deadline_ms is None or route.deadline_ms < deadline_ms):
         deadline_ms = route.deadline_ms
@@ -92,25 +89,43 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     )
 
 
+Offer = tuple[Row, str, Option, float | None, float, float, float]
+"""A permitted option with what its costs are made of: row, name, option, dollars for a million tokens of prompt (None: no price
+is known) and of answer, tokens of a long and of a usual answer. Plain, since `decide` takes dozens apart on every request."""
+
+
+def _offer(row: Row, endpoint: str) -> Offer:
+    input_usd, output_usd = row.input_usd, row.output_usd
+    if endpoint == "embeddings":
+        output_usd = 0.0
+    if output_usd is None:
+        input_usd, output_usd = None, 0.0
+    return (row, row.name, row.option, input_usd, output_usd, float(row.long_output), float(row.usual_output))
+
+
+def _rows(offers: Iterable[Offer]) -> list[Row]:
+    return [offer[0] for offer in offers]
+
+
 class _Permitted(Struct, frozen=True):
     """What all limits but a cap on costs leave, and what follows from the limits that hold."""
 
-    rows: tuple[Row, ...]
+    offers: tuple[Offer, ...]
     removed: tuple[Removed, ...]
     fitting: tuple[Row, ...]
     cleared: tuple[Row, ...]
     own: int
     """Bits of the options of the named model."""
     substituted: bool
-    """Whether there are others among the rows."""
+    """Whether there are others among the offers."""
     held: tuple[Limit, ...]
     """The limits that hold."""
     cap: Limit | None
     """The lowest cap on costs."""
     redact: Limit | None
     """The first that masks what leaves."""
-    dearest: tuple[float, float, int] | None
-    """The highest prices and the longest answer of all rows together; None where a price is not known."""
+    dearest: tuple[float, float] | None
+    """The highest prices of all offers together; None where one is not known."""
     cache: CacheMode
     log_text: bool
     limits: tuple[str, ...]
@@ -137,11 +152,12 @@ def _work_out(generation: Generation, facts: Facts, held: int) -> _Permitted:
     if fitting and _narrows(facts, cleared):
         cleared += _substitutes(generation, facts, fitting)
     rows = _permitted_rows(cleared, limits, removed)
+    offers = tuple(_offer(row, facts.endpoint) for row in rows)
     own = 0
     for row in fitting:
         own |= row.bit
     return _Permitted(
-        rows=tuple(rows),
+        offers=offers,
         removed=tuple(removed),
         fitting=tuple(fitting),
         cleared=tuple(cleared),
@@ -150,7 +166,7 @@ def _work_out(generation: Generation, facts: Facts, held: int) -> _Permitted:
         held=limits,
         cap=min((limit for limit in limits if limit.max_cost is not None), key=_cap, default=None),
         redact=next((limit for limit in limits if limit.redacts), None),
-        dearest=_dearest(rows),
+        dearest=_dearest(offers),
         cache=_cache(limits, facts),
         log_text=_log_text(generation, limits, facts),
         limits=tuple(limit.name for limit in limits),
@@ -182,13 +198,14 @@ def expected_cost_usd(option: Option, facts: Facts) -> float | None:
     return _cost_usd(option, facts, facts.prompt_tokens, output * facts.choices)
 
 
-def worst_cost_usd(option: Option, facts: Facts) -> float | None:
-    """What a cap is compared with, in US dollars; None when a price is not known.
+def worst_cost_usd(option: Option, facts: Facts, health: Health) -> float | None:
+    """What a cap is compared with, in US dollars; None when a price is not known."""
+    return _cost_usd(option, facts, facts.prompt_tokens_high, worst_output(option, facts, health) * facts.choices)
 
-    With all answers as long as the client allows; where it does not say, as long as all but a few are.
-    """
-    output = facts.max_output or long_output(option)
-    return _cost_usd(option, facts, facts.prompt_tokens_high, output * facts.choices)
+
+def worst_output(option: Option, facts: Facts, health: Health) -> int:
+    """Tokens of each answer that a cap reckons with: what the client allows; where it does not say, what few answers exceed."""
+    return facts.max_output or health.long_output or long_output(option)
 
 
 def _cost_usd(option: Option, facts: Facts, prompt_tokens: int, output_tokens: int) -> float | None:
@@ -255,12 +272,12 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     return found
 
 
-def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts) -> Sequence[Row]:
+def _allowed(rows: Sequence[Row], limit: Limit, facts: Facts, health: HealthOf) -> Sequence[Offer]:
     """What a limit leaves, also by its masks and its cap on costs."""
-    left: Sequence[Row] = _permitted_rows(rows, (limit,), [])
+    left: Sequence[Offer] = [_offer(row, facts.endpoint) for row in _permitted_rows(rows, (limit,), [])]
     if limit.redacts and _needs_masks(facts):
         left, _ = _maskable(left, limit, facts)
-    return left if limit.max_cost is None else _affordable(left, limit, facts)[0]
+    return left if limit.max_cost is None else _affordable(left, limit, facts, health)[0]
 
 
 def _permitted_rows(rows: Sequence[Row], limits: Iterable[Limit], removed: list[Removed]) -> list[Row]:
@@ -280,11 +297,11 @@ def _needs_masks(facts: Facts) -> bool:
     return bool(facts.found) or RANK[facts.class_] >= _UNSCANNED_RANK
 
 
-def _maskable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+def _maskable(offers: Sequence[Offer], limit: Limit, facts: Facts) -> tuple[Sequence[Offer], tuple[Removed, ...]]:
     """The local options, and those others for which the request can be masked and the answer restored; why the rest is not."""
-    causes = {row.name: "" if row.option.zone == "local" else _unmaskable(row, facts) for row in rows}
+    causes = {row.name: "" if row.option.zone == "local" else _unmaskable(row, facts) for row in _rows(offers)}
     bare = [Removed(option=name, by="redact", reason=f"{limit.cause}: {why}") for name, why in causes.items() if why]
-    return [row for row in rows if not causes[row.name]], tuple(bare)
+    return [offer for offer in offers if not causes[offer[1]]], tuple(bare)
 
 
 def _unmaskable(row: Row, facts: Facts) -> str:
@@ -306,51 +323,54 @@ def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
 
 
-def _dearest(rows: Sequence[Row]) -> tuple[float, float, int] | None:
-    inputs = [row.input_usd for row in rows if row.input_usd is not None]
-    outputs = [row.output_usd for row in rows if row.output_usd is not None]
-    if not rows or len(inputs) < len(rows) or len(outputs) < len(rows):
+def _dearest(offers: Collection[Offer]) -> tuple[float, float] | None:
+    inputs = [input_usd for _, _, _, input_usd, _, _, _ in offers if input_usd is not None]
+    if not offers or len(inputs) < len(offers):
         return None
-    return max(inputs), max(outputs), max(row.long_output for row in rows)
+    return max(inputs), max(offer[4] for offer in offers)
 
 
-def _all_affordable(dearest: tuple[float, float, int] | None, cap: Limit, facts: Facts) -> bool:
-    """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain."""
+def _all_affordable(dearest: tuple[float, float] | None, cap: Limit, facts: Facts) -> bool:
+    """Whether a cap takes nothing away, by one look at the dearest that any of them can be; False where that is not certain.
+
+    For a request whose answers are bounded.
+    """
     if dearest is None or cap.max_cost is None:
         return False
-    input_usd, output_usd, long = dearest
-    most_usd = (facts.prompt_tokens_high * input_usd + (facts.max_output or long) * facts.choices * output_usd) / 1e6
+    input_usd, output_usd = dearest
+    most_usd = (facts.prompt_tokens_high * input_usd + (facts.max_output or math.inf) * facts.choices * output_usd) / 1e6
     return most_usd <= cap.max_cost
 
 
-def _affordable(rows: Sequence[Row], limit: Limit, facts: Facts) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+def _affordable(
+    offers: Sequence[Offer], limit: Limit, facts: Facts, health: HealthOf
+) -> tuple[Sequence[Offer], tuple[Removed, ...]]:
     """What stays under a cap, and why the rest does not."""
-    cap_usd, cause = _cap(limit), limit.cause
+    cap_usd, too_dear = _cap(limit), limit.too_dear
+    prompt, choices = float(facts.prompt_tokens_high), float(facts.choices)
+    most = float(facts.max_output or 0)
+    state_of = health.get
     found, dear = [], []
-    prompt, most, choices = facts.prompt_tokens_high, facts.max_output, facts.choices
-    embeds = facts.endpoint == "embeddings"
     # The loop says what `worst_cost_usd` does, without a call for each option.
-    for row in rows:
-        _, name, _, _, _, input_usd, output_usd, long, _ = row
-        if input_usd is None or (output_usd is None and not embeds):
-            dear.append(Removed(option=name, by="cost", reason=f"{cause}: its price is not known"))
+    for offer in offers:
+        _, name, _, input_usd, output_usd, long, _ = offer
+        if input_usd is None:
+            dear.append(Removed(option=name, by="cost", reason=f"{limit.cause}: its price is not known"))
             continue
-        if embeds or output_usd is None:
-            cost_usd = prompt * input_usd / 1e6
-        else:
-            cost_usd = (prompt * input_usd + (most or long) * choices * output_usd) / 1e6
+        output = most or state_of(name, _HEALTHY).long_output or long
+        cost_usd = (prompt * input_usd + output * choices * output_usd) / 1e6
         if cost_usd <= cap_usd:
-            found.append(row)
+            found.append(offer)
         else:
-            dear.append(Removed(option=name, by="cost", reason=f"{cause}: up to ${cost_usd:.6g}, {limit.cap_text}"))
-    return (found, tuple(dear)) if dear else (rows, ())
+            dear.append(Removed(name, "cost", too_dear, cost_usd))
+    return (found, tuple(dear)) if dear else (offers, ())
 
 
-def _wanted(rows: Sequence[Row], route: Route) -> tuple[Sequence[Row], tuple[Removed, ...]]:
+def _wanted(offers: Sequence[Offer], route: Route) -> tuple[Sequence[Offer], tuple[Removed, ...]]:
     """The allowed options that a route tries, which tries no others, and those."""
     reason = f'route "{route.name}" ({route.place}) does not use it'
-    unused = [Removed(option=row.name, by="route", reason=reason) for row in rows if row.name not in route.places]
-    return [row for row in rows if row.name in route.places], tuple(unused)
+    unused = [Removed(option=offer[1], by="route", reason=reason) for offer in offers if offer[1] not in route.places]
+    return [offer for offer in offers if offer[1] in route.places], tuple(unused)
 
 
 def _state_text(state: Health) -> str:
@@ -359,59 +379,51 @@ def _state_text(state: Health) -> str:
 
 
 def _ordered(
-    rows: Sequence[Row], route: Route | None, facts: Facts, health: HealthOf
+    offers: Sequence[Offer], route: Route | None, facts: Facts, health: HealthOf
 ) -> tuple[tuple[Chosen, ...], tuple[Removed, ...]]:
     """What is up, in the order of the route, and why the rest is not."""
-    prompt, choices, most = facts.prompt_tokens, facts.choices, facts.max_output or USUAL_OUTPUT_TOKENS
-    embeds = facts.endpoint == "embeddings"
+    prompt, choices = float(facts.prompt_tokens), float(facts.choices)
+    most = float(facts.max_output or USUAL_OUTPUT_TOKENS)
     state_of = health.get
-    chosen: list[Chosen] = []
-    names, waits, down = [], [], []
+    by_cost = route is not None and route.order == "cost"
+    by_latency = route is not None and route.order == "latency"
+    scored: list[_Scored] = []
+    down: list[Removed] = []
+    score = 0.0
     # The loop says what `expected_cost_usd` and `expected_ttft_ms` do, without two calls for each option.
-    for row in rows:
-        option, name, _, _, _, input_usd, output_usd, _, usual = row
+    for _, name, option, input_usd, output_usd, _, usual in offers:
         state = state_of(name, _HEALTHY)
-        if not state.up or state.off:
+        if state.off or not state.up:
             down.append(Removed(option=name, by="down", reason=_state_text(state)))
             continue
         cost = time = None
         if input_usd is not None:
-            if embeds:
-                cost = prompt * input_usd / 1e6
-            elif output_usd is not None:
-                cost = (prompt * input_usd + (min(usual, most)) * choices * output_usd) / 1e6
-        wait = state.in_flight + 1
+            # `min` would be a call for each option.
+            cost = (prompt * input_usd + (usual if usual < most else most) * choices * output_usd) / 1e6  # noqa: FURB136
         if state.ttft_ms is not None:
-            time = state.ttft_ms * wait
-        chosen.append(Chosen(option, cost, time))
-        names.append(name)
-        waits.append(wait)
-    if route is None or len(chosen) < 2:
-        return tuple(chosen), tuple(down)
-    scores: list[float] | None = None
-    if route.order == "cost":
-        scores = [math.inf if one.expected_cost_usd is None else one.expected_cost_usd for one in chosen]
-    elif route.order == "latency":
-        scores = [
-            PRIOR_TTFT_MS * wait if one.expected_ttft_ms is None else one.expected_ttft_ms
-            for one, wait in zip(chosen, waits, strict=True)
-        ]
-    if scores is not None:
-        order = sorted(zip(scores, count(), chosen, names))  # the count decides where scores are the same
-        if route.within is not None:
-            _share(order, route.within, facts.seed)
+            time = state.ttft_ms * (state.in_flight + 1)
+        if by_cost:
+            score = math.inf if cost is None else cost
+        elif by_latency:
+            score = PRIOR_TTFT_MS * (state.in_flight + 1) if time is None else time
+        scored.append((score, Chosen(option, cost, time), name))
+    if route is not None and len(scored) > 1:
+        if by_cost or by_latency:
+            scored.sort(key=_score)
+            if route.within is not None:
+                _share(scored, route.within, facts.seed)
         if route.use:
             last, places = len(route.use), route.places
-            order.sort(key=lambda one: places.get(one[3], last))
-        chosen = [one for _, _, one, _ in order]
-    elif route.use:
-        last = len(route.use)
-        ranked = sorted(zip([route.places.get(name, last) for name in names], count(), chosen))
-        chosen = [one for _, _, one in ranked]
-    return tuple(chosen), tuple(down)
+            scored.sort(key=lambda one: places.get(one[2], last))
+    return tuple([chosen for _, chosen, _ in scored]), tuple(down)
 
 
-def _share(order: list[tuple[float, int, Chosen, str]], within: float, seed: str) -> None:
+_Scored = tuple[float, Chosen, str]
+"""What is lower comes first, by its name; what is the same stays in the order of the catalogue."""
+_score = itemgetter(0)
+
+
+def _share(order: list[_Scored], within: float, seed: str) -> None:
     """Draw the order of the head, all that are nearly as good as the best, so that load does not herd to one."""
     worst = order[0][0] * within
     size = sum([one[0] <= worst for one in order])
@@ -439,27 +451,26 @@ def _refusal(
     generation: Generation,
     facts: Facts,
     health: HealthOf,
-    limits: Iterable[Limit],
+    found: _Permitted,
     *,
-    fitting: Sequence[Row],
-    cleared: Sequence[Row],
     allowed: Sequence[Row],
     wanted: Sequence[Row],
 ) -> Refusal:
     """Why nothing is left, by the first step that left nothing."""
-    if not fitting:
+    limits, cleared = found.held, found.cleared
+    if not found.fitting:
         return Refusal(kind="unsupported", message=_unsupported_text(generation.rows_for(facts.model), facts))
     if not wanted:
-        found = f" ({', '.join(facts.found)} found)" if facts.found else ""
+        kinds = f" ({', '.join(facts.found)} found)" if facts.found else ""
         if allowed:
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
-            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts, health))
             cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
         return Refusal(
-            kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{found}: {cause}."
+            kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{kinds}: {cause}."
         )
     states = dict.fromkeys(f"{row.option.upstream}: {_state_text(health[row.name])}" for row in wanted)
     causes = "; ".join([*states, *_inabilities(generation, facts)])
@@ -477,9 +488,9 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
     return [f"{one.option}: {one.reason}" for one in removed]
 
 
-def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts) -> list[str]:
+def _taking(limits: Iterable[Limit], rows: Sequence[Row], facts: Facts, health: HealthOf) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
-    return [limit.name for limit in limits if len(_allowed(rows, limit, facts)) < len(rows)]
+    return [limit.name for limit in limits if len(_allowed(rows, limit, facts, health)) < len(rows)]
 
 
 def _unmasked_text(limits: Iterable[Limit], rows: Iterable[Row], facts: Facts) -> str:

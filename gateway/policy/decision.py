@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.config import Class
 
@@ -48,18 +48,27 @@ class Health(Struct, frozen=True, kw_only=True):
     ttft_ms: float | None = None
     """Expected time to first token; None while nothing was measured."""
     in_flight: int = 0
+    long_output: int | UnsetType = UNSET
+    """Tokens that all but one in twenty of its answers keep within, where the client sets no bound; unset while too few came."""
 
 
-class Removed(Struct, frozen=True, kw_only=True):
+class Removed(Struct, frozen=True, gc=False, omit_defaults=True):
     """Why one candidate may not or cannot serve."""
 
     option: str
     by: Literal["capability", "context", "class", "store", "limit", "cost", "redact", "route", "down", "deadline"]
     reason: str
     """For people: `limit "secrets never leave" (policies/privacy.toml:12)`."""
+    most_usd: float | None = None
+    """What it may cost, where that is above a cap."""
+
+    @property
+    def said(self) -> str:
+        """The whole reason, for people."""
+        return self.reason if self.most_usd is None else f"{self.reason}, and this may cost ${self.most_usd:.6g}"
 
 
-class Chosen(Struct, frozen=True):
+class Chosen(Struct, frozen=True, gc=False):
     """One candidate that is left, with what ranked it."""
 
     option: Option

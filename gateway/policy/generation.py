@@ -45,7 +45,7 @@ RANK: Mapping[str, int] = MappingProxyType({class_: rank for rank, class_ in enu
 
 
 LONG_OUTPUT_TOKENS = 4096
-"""Answer length that a cost cap reckons with when the client does not bound it: taken to be that of all but one in twenty."""
+"""Answer length that a cost cap reckons with when the client does not bound it, and too few answers were seen to know better."""
 
 
 class Binding(Struct, frozen=True):
@@ -121,13 +121,13 @@ class Row(NamedTuple):
     """For a million tokens."""
     output_usd: float | None
     long_output: int
-    """Tokens of answer that a cap reckons with where the client gives no bound."""
+    """As `long_output`."""
     usual_output: int
     """Most tokens of answer that its expected cost reckons with."""
 
 
 def long_output(option: Option) -> int:
-    """Tokens of answer that a cap reckons with where the client gives no bound."""
+    """Tokens of answer that a cap reckons with where the client gives no bound and no figure was learned."""
     return min(option.max_output or LONG_OUTPUT_TOKENS, LONG_OUTPUT_TOKENS)
 
 
@@ -155,7 +155,7 @@ class Limit(Struct, frozen=True, kw_only=True):
     """Classes of which it applies to every request, whatever else that is."""
     cause: str
     """How reasons name it."""
-    cap_text: str
+    too_dear: str
     """How they name its `max_cost`."""
 
 
@@ -452,7 +452,7 @@ def _limits(documents: Iterable[Document], catalogue: Catalogue) -> Iterator[Lim
                 bit=next(own_bits),
                 whole_classes=tuple(class_ for class_ in CLASSES if _covers(block, class_)),
                 cause=f'limit "{block.name}" ({place})',
-                cap_text="" if block.max_cost is None else f"the cap is ${block.max_cost:.6g}",
+                too_dear="" if block.max_cost is None else f'limit "{block.name}" ({place}): the cap is ${block.max_cost:.6g}',
             )
 
 

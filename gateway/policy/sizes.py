@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from gateway.facts import Facts
 from gateway.policy.decide import worst_cost_usd
-from gateway.policy.decision import Option
+from gateway.policy.decision import Health, HealthOf, Option
 from gateway.policy.generation import Generation
 from gateway.tokens import TOKENS_PER_TEXT
 
@@ -22,9 +22,10 @@ def estimated(_text: str, _model: str) -> tuple[int, bool]:
     return 0, True
 
 
-def near_a_limit(generation: Generation, facts: Facts) -> bool:
+def near_a_limit(generation: Generation, facts: Facts, health: Callable[[], HealthOf]) -> bool:
     """Whether some limit on sizes, context or cap lies within the error band, so that the estimate alone could decide.
 
+    `health()` gives the state of the model's options, asked for only where a cap may hang on it.
     Called on every request: about a microsecond where no cap is near.
     """
     low, high = facts.prompt_tokens_low, facts.prompt_tokens_high
@@ -39,17 +40,23 @@ def near_a_limit(generation: Generation, facts: Facts) -> bool:
     cap_usd = generation.lowest_cap
     if cap_usd is None:
         return False
+    states: HealthOf = {} if facts.max_output else health()
     for row in (*generation.rows_for(facts.model), *generation.local_rows):
-        most_usd = high * (row.input_usd or 0.0) + (facts.max_output or row.long_output) * facts.choices * (row.output_usd or 0.0)
-        if most_usd / 1e6 > cap_usd and _straddles(row.option, facts, cap_usd):
+        state = states.get(row.name, _UNKNOWN)
+        output = (facts.max_output or state.long_output or row.long_output) * facts.choices
+        most_usd = high * (row.input_usd or 0.0) + output * (row.output_usd or 0.0)
+        if most_usd / 1e6 > cap_usd and _straddles(row.option, facts, state, cap_usd):
             return True
     return False
 
 
-def _straddles(option: Option, facts: Facts, cap_usd: float) -> bool:
+_UNKNOWN = Health()
+
+
+def _straddles(option: Option, facts: Facts, state: Health, cap_usd: float) -> bool:
     """Whether a cap lies between the worst costs at both ends of the band."""
-    most_usd = worst_cost_usd(option, facts)
-    least_usd = worst_cost_usd(option, replace(facts, prompt_tokens_high=facts.prompt_tokens_low))
+    most_usd = worst_cost_usd(option, facts, state)
+    least_usd = worst_cost_usd(option, replace(facts, prompt_tokens_high=facts.prompt_tokens_low), state)
     return most_usd is not None and least_usd is not None and least_usd <= cap_usd < most_usd
 
 

@@ -1,8 +1,11 @@
-"""How long one decision takes for 50 limits and routes over 20 upstreams, beside floors of the same run.
+"""How long one decision takes for 50 limits and routes over 20 upstreams, beside floors of the same run, and how long a replay.
 
-Run: python -m tests.bench.policy [LOG_LINES], a million of them unless said. The ratios are what to compare between machines and commits, not the microseconds.
+Run: python -m tests.bench.policy [--lines N] [--json]. The ratios are what to compare between machines and commits, not the
+microseconds. The exit status is 1 when the replay under the same policy does not come to the same decisions.
 """
 
+import argparse
+import json
 import random
 import statistics
 import sys
@@ -24,6 +27,7 @@ from gateway.replay import replay
 N_UPSTREAMS = 20
 N_LIMITS = 35
 N_ROUTES = 15
+DECIDE = "decide, 50 rules x 20 upstreams"
 ROUNDS = 400
 CALLS_PER_ROUND = 25
 
@@ -80,9 +84,8 @@ def make_generation() -> Generation:
     return Generation({"p.toml": text}, catalogue)
 
 
-def main() -> None:
-    """Print medians and tails of a decision, and its ratio to two floors that ran between its rounds."""
-    generation = make_generation()
+def time_decide(generation: Generation) -> dict[str, dict[str, float]]:
+    """Microseconds of a decision and of two floors that run between its rounds: `p50`, `p99` and how much longer the first takes."""
     facts = Facts(
         endpoint="chat/completions",
         model="auto",
@@ -98,7 +101,7 @@ def main() -> None:
     decode = msgspec.json.Decoder().decode
 
     contenders = {
-        "decide, 50 rules x 20 upstreams": lambda: decide(generation, "p", facts, health),
+        DECIDE: lambda: decide(generation, "p", facts, health),
         "floor: empty call": lambda: None,
         "floor: decode 1 KB of JSON": lambda: decode(body),
     }
@@ -110,13 +113,10 @@ def main() -> None:
                 call()
             times[name].append((time.perf_counter() - start) / CALLS_PER_ROUND * 1e6)
     p50 = {name: statistics.median(values) for name, values in times.items()}
-    first = next(iter(contenders))
-    for name, values in times.items():
-        p99 = statistics.quantiles(values, n=100)[98]
-        print(f"{name:<34} p50 {p50[name]:8.2f} us   p99 {p99:8.2f} us   decide is {p50[first] / p50[name]:6.1f}x")
-    decision = decide(generation, "p", facts, health)
-    print(f"{len(decision.limits)} limits applied, {len(decision.candidates)} candidates left, {len(decision.removed)} removed")
-    time_replay(generation, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    return {
+        name: {"p50_us": p50[name], "p99_us": statistics.quantiles(values, n=100)[98], "ratio": p50[DECIDE] / p50[name]}
+        for name, values in times.items()
+    }
 
 
 def replay_lines(generation: Generation, count: int) -> Iterator[bytes]:
@@ -144,8 +144,8 @@ def replay_lines(generation: Generation, count: int) -> Iterator[bytes]:
         yield msgspec.json.encode(head | {"event": "request.closed", "usage": usage}) + b"\n"
 
 
-def time_replay(generation: Generation, count: int) -> None:
-    """Write a log, replay it under the same policy, and print how long the replay took."""
+def time_replay(generation: Generation, count: int) -> dict[str, float]:
+    """Write a log, and replay it under the same policy."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
         with path.open("wb") as file:
@@ -154,9 +154,27 @@ def time_replay(generation: Generation, count: int) -> None:
         found = replay([path], generation, lambda _: generation)
         took_s = time.process_time() - start
         size_mb = path.stat().st_size / 1e6
-    print(f"replay of {found.lines:,} lines ({size_mb:.0f} MB, {found.decisions:,} decisions): {took_s:.1f} s of CPU")
-    print(f"under the same policy the same: {found.same:,} of {found.decisions:,} (must be all, within 60 s for 1M lines)")
+    return {"lines": found.lines, "mb": size_mb, "decisions": found.decisions, "same": found.same, "cpu_s": took_s}
+
+
+def main() -> int:
+    """Both, as text or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=1_000_000, metavar="N", help="of the replayed log; without: a million")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    generation = make_generation()
+    times = time_decide(generation)
+    again = time_replay(generation, options.lines)
+    if options.json:
+        print(json.dumps({"decide": times, "replay": again}))
+    else:
+        for name, one in times.items():
+            print(f"{name:<34} p50 {one['p50_us']:8.2f} us   p99 {one['p99_us']:8.2f} us   decide is {one['ratio']:6.1f}x")
+        print(f"replay of {again['lines']:,} lines ({again['mb']:.0f} MB): {again['cpu_s']:.1f} s of CPU")
+        print(f"under the same policy the same: {again['same']:,} of {again['decisions']:,} (must be all, in 60 s for 1M lines)")
+    return again["same"] != again["decisions"]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

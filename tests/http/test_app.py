@@ -1,16 +1,20 @@
 """The application as it is served: Litestar's router, the operators' pages and cross-origin access, on a real socket."""
 
+import asyncio
 import json
 from types import SimpleNamespace
 
 import httpx
+import msgspec
 import pytest
-from front import body
+from front import POLICY, body
 from hostile import answer, completion, hostile, message, response
 
-from gateway.app import create_app
+from gateway import control
+from gateway.app import Front, create_app
 from gateway.explain import from_log
 from gateway.http.cors import Cors
+from gateway.policy.generation import Generation
 
 
 @pytest.fixture
@@ -33,6 +37,40 @@ async def served(world):
             httpx.AsyncClient(base_url=f"http://{host}:{port}", headers={"authorization": f"Bearer {made.key}"}) as client,
         ):
             yield SimpleNamespace(made=made, server=server, client=client, app=app)
+
+
+@pytest.fixture
+async def front(world, tmp_path):
+    """A front worker with all its parts, before it serves."""
+    made = world()
+    start = control.Start(
+        config=msgspec.json.encode(made.config),
+        name="front0",
+        listeners={},
+        sockets={"cache": str(tmp_path / "none.sock")},
+        admin_sha256="0" * 64,
+    )
+    front = Front(start, control.Activate(number=1, source=made.generation.source()), SimpleNamespace())
+    yield front
+    await front.aclose()
+
+
+async def test_a_new_generation_is_compiled_off_the_loop(front):
+    """While its thousands of words are compiled the loop turns and the old one decides; of two that wait only the last comes."""
+    old = front.generation
+    words = json.dumps([f"project {number}" for number in range(5000)])
+    for number, name in enumerate(("never", "last"), 2):
+        terms = f'[[terms]]\nname = "{name}"\nclass = "internal"\nwords = {words}\n'
+        made = Generation({"listed.toml": POLICY + terms}, old.catalogue)
+        front.hear(control.Activate(number=number, source=made.source()))
+    following = asyncio.create_task(front.follow())
+    turns = 0
+    while front.generation is old and not following.done():
+        await asyncio.sleep(0)
+        turns += 1
+    following.cancel()
+    assert front.generation.hash == made.hash
+    assert turns > 100
 
 
 POSTS = {

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
+from msgspec import UNSET
 from policy.slow_conditions import compile_when
 
 from gateway.facts import Facts
@@ -41,7 +42,7 @@ def decide(generation: Generation, policy_name: str, facts: Facts, health: Healt
     cleared = _cleared(fitting, facts, removed)
     if fitting and _narrows(facts, cleared):
         cleared += _substitutes(generation, facts, fitting)
-    allowed = _allowed(cleared, limits, facts, removed)
+    allowed = _allowed(cleared, limits, facts, health, removed)
     route = _route(policy, facts)
     wanted = _wanted(allowed, route, removed)
     ready = _ready(wanted, health, removed)
@@ -95,9 +96,11 @@ def expected_cost_usd(option: Option, facts: Facts) -> float | None:
     return _cost_usd(option, facts, facts.prompt_tokens, output * facts.choices)
 
 
-def worst_cost_usd(option: Option, facts: Facts) -> float | None:
+def worst_cost_usd(option: Option, facts: Facts, health: HealthOf) -> float | None:
     """The most a request can cost with all its answers, in US dollars; None when a price is not known."""
-    output = facts.max_output or min(option.max_output or LONG_OUTPUT_TOKENS, LONG_OUTPUT_TOKENS)
+    learned = health.get(option.name, _HEALTHY).long_output
+    fixed = min(option.max_output or LONG_OUTPUT_TOKENS, LONG_OUTPUT_TOKENS)
+    output = facts.max_output or (fixed if learned is UNSET else learned)
     return _cost_usd(option, facts, facts.prompt_tokens_high, output * facts.choices)
 
 
@@ -165,7 +168,7 @@ def _cleared(rows: Iterable[Row], facts: Facts, removed: list[Removed]) -> list[
     return found
 
 
-def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: list[Removed]) -> list[Row]:
+def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, health: HealthOf, removed: list[Removed]) -> list[Row]:
     """What every limit leaves. Each limit can only take away, so neither their order nor their file matters."""
     left = 0
     for row in rows:
@@ -183,7 +186,7 @@ def _allowed(rows: list[Row], limits: Iterable[Limit], facts: Facts, removed: li
         ]
         rows = [row for row in rows if not reasons.get(row.name)]
     caps = [limit for limit in limits if limit.max_cost is not None]
-    return _affordable(rows, min(caps, key=_cap), facts, removed) if caps else rows
+    return _affordable(rows, min(caps, key=_cap), facts, health, removed) if caps else rows
 
 
 def _redacts(limits: Iterable[Limit], facts: Facts) -> bool:
@@ -195,18 +198,17 @@ def _cap(limit: Limit) -> float:
     return math.inf if limit.max_cost is None else limit.max_cost
 
 
-def _affordable(rows: list[Row], limit: Limit, facts: Facts, removed: list[Removed]) -> list[Row]:
+def _affordable(rows: list[Row], limit: Limit, facts: Facts, health: HealthOf, removed: list[Removed]) -> list[Row]:
     """What stays under the lowest of the caps."""
     cap_usd = _cap(limit)
-    cause, cap = limit.cause, f"the cap is ${cap_usd:.6g}"
     found = []
     for row in rows:
-        cost_usd = worst_cost_usd(row.option, facts)
+        cost_usd = worst_cost_usd(row.option, facts, health)
         if cost_usd is not None and cost_usd <= cap_usd:
             found.append(row)
         else:
-            reason = "its price is not known" if cost_usd is None else f"up to ${cost_usd:.6g}, {cap}"
-            removed.append(Removed(option=row.name, by="cost", reason=f"{cause}: {reason}"))
+            reason = "its price is not known" if cost_usd is None else f"the cap is ${cap_usd:.6g}"
+            removed.append(Removed(option=row.name, by="cost", reason=f"{limit.cause}: {reason}", most_usd=cost_usd))
     return found
 
 
@@ -328,7 +330,7 @@ def _refusal(
         if allowed:
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
-            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts))
+            cause = "it is refused by " + ", ".join(f'"{name}"' for name in _taking(limits, cleared, facts, health))
             cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
@@ -351,9 +353,9 @@ def _inabilities(generation: Generation, facts: Facts) -> list[str]:
     return [f"{one.option}: {one.reason}" for one in removed]
 
 
-def _taking(limits: Iterable[Limit], rows: list[Row], facts: Facts) -> list[str]:
+def _taking(limits: Iterable[Limit], rows: list[Row], facts: Facts, health: HealthOf) -> list[str]:
     """Names of the limits that take any of these options away, each judged alone."""
-    return [limit.name for limit in limits if len(_allowed(rows, [limit], facts, [])) < len(rows)]
+    return [limit.name for limit in limits if len(_allowed(rows, [limit], facts, health, [])) < len(rows)]
 
 
 def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:

@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 from policy import slow_decide
 from worlds import (
     DARK,
@@ -150,25 +151,47 @@ def test_a_cap_counts_the_longest_answer_and_never_an_unknown_price():
     text = '[[limit]]\nname = "cap"\nmax_cost = 0.0015\n'
     decision = decide(generation(text, options=[HOME, EU, DARK]), "p0", facts(), {})
     assert names(decision) == ["home"]
-    reasons = {one.option: one.reason for one in decision.removed}
+    reasons = {one.option: one.said for one in decision.removed}
     assert reasons["dark/m"] == 'limit "cap" (policies/p0.toml:2): its price is not known'
-    assert reasons["eu-api/m"] == 'limit "cap" (policies/p0.toml:2): up to $0.0021, the cap is $0.0015'
+    assert reasons["eu-api/m"] == 'limit "cap" (policies/p0.toml:2): the cap is $0.0015, and this may cost $0.0021'
 
 
 def test_the_expected_cost_is_that_of_a_usual_answer_and_the_worst_that_of_the_longest():
     """Ranking reckons with 512 tokens of answer at most, a cap with the longest that client or model allow."""
     assert expected_cost_usd(EU, facts(prompt_tokens=1000)) == pytest.approx((1000 + 2 * 512) / 1e6)
     assert expected_cost_usd(EU, facts(prompt_tokens=1000, max_output=10)) == pytest.approx((1000 + 20) / 1e6)
-    assert worst_cost_usd(EU, facts(prompt_tokens=1000)) == pytest.approx((1000 + 2 * 1000) / 1e6)
-    assert worst_cost_usd(EU, facts(prompt_tokens=1000, prompt_tokens_high=1500)) == pytest.approx((1500 + 2 * 1000) / 1e6)
+    assert worst_cost_usd(EU, facts(prompt_tokens=1000), Health()) == pytest.approx((1000 + 2 * 1000) / 1e6)
+    assert worst_cost_usd(EU, facts(prompt_tokens=1000, prompt_tokens_high=1500), Health()) == pytest.approx(
+        (1500 + 2 * 1000) / 1e6
+    )
     unbounded = option("x", max_output=None)
-    assert worst_cost_usd(unbounded, facts(prompt_tokens=1000)) == pytest.approx((1000 + 2 * 4096) / 1e6)
+    assert worst_cost_usd(unbounded, facts(prompt_tokens=1000), Health()) == pytest.approx((1000 + 2 * 4096) / 1e6)
 
 
 def test_an_embedding_costs_its_prompt_alone():
     """The price of an answer plays no part where there is none."""
     dear = option("x", output_usd_per_mtok=None)
-    assert worst_cost_usd(dear, facts(endpoint="embeddings", prompt_tokens=1000)) == pytest.approx(0.001)
+    assert worst_cost_usd(dear, facts(endpoint="embeddings", prompt_tokens=1000), Health()) == pytest.approx(0.001)
+
+
+CAP = '[[limit]]\nname = "cap"\nmax_cost = 0.0015\n'
+
+
+@pytest.mark.parametrize(
+    ("learned", "changes", "served"),
+    [
+        (UNSET, {}, ["home"]),
+        (600, {}, ["home", "eu-api"]),
+        (9000, {}, ["home"]),
+        (600, {"max_output": 900}, ["home"]),
+        (600, {"choices": 2}, ["home"]),
+        (9000, {"max_output": 600}, ["home", "eu-api"]),
+    ],
+)
+def test_a_cap_reckons_with_the_answers_that_an_option_gives(learned, changes, served):
+    """The learned length stands in for a bound that the client did not set, in either direction, and never for one it did."""
+    health = {EU.name: Health(long_output=learned)}
+    assert names(decide(generation(CAP, options=[HOME, EU]), "p0", facts(**changes), health)) == served
 
 
 def test_by_cost_the_cheapest_is_first_and_an_unknown_price_last():

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from worlds import DARK, EU, HOME, LIMITS, US, VAULT, all_facts, facts, generation, limit_texts, names
+from worlds import DARK, EU, HOME, LIMITS, US, VAULT, all_facts, all_health, facts, generation, limit_texts, names
 
 from gateway.policy.decide import decide
+from gateway.policy.decision import Health
 from gateway.policy.sizes import exact, near_a_limit
 
 OPTIONS = (HOME, US)
@@ -34,17 +35,25 @@ def band(low, high, **changes):
 )
 def test_a_prompt_is_counted_where_the_band_holds_a_limit(made, request_, near):
     """A limit on size, the end of a context and a cap on costs are such limits; a size on one side of them all is not counted."""
-    assert near_a_limit(made, request_) is near
+    assert near_a_limit(made, request_, dict) is near
 
 
-@given(LIMITS, all_facts(), st.integers(0, 400))
-def test_where_no_limit_is_near_either_end_of_the_band_allows_the_same(limits, request, width):
+def test_a_cap_is_near_by_the_length_that_answers_have():
+    """Without a bound of the client's, what was learned moves the cap to other sizes of prompts; with one it does not."""
+    learned = {US.name: Health(long_output=1500)}
+    assert not near_a_limit(CAPPED, band(900, 1200), dict)
+    assert near_a_limit(CAPPED, band(900, 1200), lambda: learned)
+    assert not near_a_limit(CAPPED, band(900, 1200, max_output=1000), lambda: learned)
+
+
+@given(LIMITS, all_facts(), st.integers(0, 400), all_health((HOME, EU, US, DARK, VAULT)))
+def test_where_no_limit_is_near_either_end_of_the_band_allows_the_same(limits, request, width, health):
     """So counting could not have changed what may serve."""
     made = generation("\n".join(limit_texts(limits)), options=(HOME, EU, US, DARK, VAULT))
     request = replace(request, prompt_tokens_low=request.prompt_tokens, prompt_tokens_high=request.prompt_tokens + width)
-    if not near_a_limit(made, request):
+    if not near_a_limit(made, request, lambda: health):
         least = replace(request, prompt_tokens_high=request.prompt_tokens_low)
-        assert set(names(decide(made, "p0", request, {}))) == set(names(decide(made, "p0", least, {})))
+        assert set(names(decide(made, "p0", request, health))) == set(names(decide(made, "p0", least, health)))
 
 
 def test_an_exact_count_replaces_the_band_and_an_estimate_does_not():

@@ -1,6 +1,7 @@
 """Small catalogues and random facts for the policy tests. Knows nothing of the shipped files."""
 
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from gateway.config import CAPABILITIES, CLASSES
 from gateway.facts import Facts
@@ -101,6 +102,7 @@ def all_health(options):
         reason=st.just("why"),
         ttft_ms=st.none() | st.floats(0, 1e5),
         in_flight=st.integers(0, 50),
+        long_output=st.just(UNSET) | st.integers(1, 20_000),
     )
     return st.dictionaries(st.sampled_from([option.name for option in options]), one)
 
