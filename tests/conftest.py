@@ -6,7 +6,10 @@ import pytest
 from front import POLICY, World
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("gateway", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time, so that a run fails for what was changed; `--hypothesis-profile=explore` draws others.
+SLOW = {"deadline": None, "max_examples": 40, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("gateway", **SLOW, derandomize=True)
+settings.register_profile("explore", **SLOW, derandomize=False)
 settings.load_profile("gateway")
 
 

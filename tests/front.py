@@ -206,7 +206,7 @@ class Client:
 
     async def answer(self):
         """Status, headers and body of what came."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.task
         headers = {name.decode(): value.decode("latin-1") for name, value in self.sent[0]["headers"]}
         content = b"".join(message.get("body", b"") for message in self.sent[1:])

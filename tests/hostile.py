@@ -4,7 +4,8 @@ import asyncio
 import json
 import socket
 import struct
-from contextlib import asynccontextmanager, suppress
+import threading
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 RESET = "reset"
 """Drop the connection with a RST."""
@@ -157,3 +158,26 @@ async def hostile():
         yield made
     finally:
         server.close()
+
+
+@contextmanager
+def in_a_thread(opens):
+    """What an asynchronous context manager opens, on a loop of its own: for tests that wait for other processes."""
+    ready, made = threading.Event(), []
+    loop, over = asyncio.new_event_loop(), asyncio.Event()
+
+    async def run():
+        async with opens as one:
+            made.append(one)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    try:
+        ready.wait(30)
+        yield made[0]
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(30)
+        loop.close()

@@ -146,7 +146,7 @@ async def shelf():
         yield made
     finally:
         server.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while made.open:
                 for writer in made.writers:
                     writer.close()

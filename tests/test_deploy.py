@@ -241,7 +241,7 @@ def test_a_config_error_has_the_status_that_the_unit_does_not_restart_on(tmp_pat
     """A configuration that cannot be used ends the process with the status of RestartPreventExitStatus, at once."""
     (tmp_path / "config.toml").write_text('[server]\nhost = "0.0.0.0"\n')
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(tmp_path / "config.toml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False)
     assert [str(done.returncode)] == SERVICE["RestartPreventExitStatus"]
 
 
@@ -251,7 +251,7 @@ def systemd_analyze(tmp_path, text, *arguments):
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / "gateway.service"
     path.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/sh", text, flags=re.MULTILINE))
-    return subprocess.run(["systemd-analyze", *arguments, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["systemd-analyze", *arguments, str(path)], capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_systemd_understands_every_line(tmp_path):
@@ -284,7 +284,7 @@ def nginx_files(folder, backend, port):
     """Write the shipped server into a whole configuration with a certificate of our own, on ports of our own."""
     certificate = [str(folder / "gateway.crt"), "-keyout", str(folder / "gateway.key")]
     request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-out"]
-    subprocess.run([*request, *certificate], capture_output=True, check=True, timeout=60)
+    subprocess.run([*request, *certificate], capture_output=True, check=True, timeout=300)
     server = NGINX.replace("/etc/nginx/tls", str(folder)).replace("127.0.0.1:8080", f"127.0.0.1:{backend}")
     server = server.replace("listen 443", f"listen 127.0.0.1:{port}")
     paths = "".join(f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -303,7 +303,7 @@ async def proxied(folder, backend):
     process = await asyncio.create_subprocess_exec(*nginx_files(folder, backend, port), stderr=asyncio.subprocess.DEVNULL)
     trust = ssl.create_default_context(cafile=folder / "gateway.crt")
     trust.check_hostname = False
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
@@ -331,7 +331,7 @@ async def test_the_proxy_hands_on_each_event_as_it_comes(tmp_path):
         writer.close()
 
     server = await asyncio.start_server(stream, "127.0.0.1", 0)
-    async with server, proxied(tmp_path, server.sockets[0].getsockname()[1]) as (reader, writer), asyncio.timeout(20):
+    async with server, proxied(tmp_path, server.sockets[0].getsockname()[1]) as (reader, writer), asyncio.timeout(30):
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
         await reader.readuntil(b"data: one")
         first_seen.set()

@@ -45,7 +45,7 @@ def test_every_front_worker_has_a_socket_on_the_one_address(listen):
         for listener in listeners.values():
             listener.setblocking(False)
         for _ in range(100):
-            open_.enter_context(socket.create_connection(next(iter(addresses)), timeout=5))
+            open_.enter_context(socket.create_connection(next(iter(addresses)), timeout=30))
         for name, listener in listeners.items():
             with open_.enter_context(listener.accept()[0]):
                 taken.add(name)

@@ -1,6 +1,6 @@
 """The semantic store: SQLite and FAISS."""
 
-import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -153,7 +153,7 @@ def test_damage_found_in_use_does_not_end_the_cache(opened, tmp_path, capfd):
     size = (tmp_path / FILE).stat().st_size
     with (tmp_path / FILE).open("r+b") as file:
         file.seek(4096)
-        file.write(os.urandom(size - 4096))
+        file.write(random.Random(2).randbytes(size - 4096))
     index._db.execute("PRAGMA shrink_memory")
     with pytest.raises(sqlite3.DatabaseError) as caught:
         index.search(SCOPES[0], vector(1))

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import runpy
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from gateway.cache.semantic import Semantic
 from gateway.cache.tiers import Cache
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.ledger import Usage
+from tests.e2e.gateways import private_redis
 
 build_tiny = runpy.run_path(str(Path(__file__).parents[1] / "cache" / "tiny_embedder.py"))["build"]
 WEIGHTS = Path(__file__).parents[2] / ".gateway" / "models" / "all-minilm-l6-v2"
@@ -79,7 +79,7 @@ def stop(process):
 async def served(directory, embedder):
     """A worker process and a connected semantic tier, both gone afterwards."""
     process = await asyncio.to_thread(start_worker, directory, embedder)
-    semantic = Semantic(str(directory / "w.sock"), deadline_s=5)
+    semantic = Semantic(str(directory / "w.sock"), deadline_s=30)
     try:
         running = await connected(semantic)
         yield process, semantic
@@ -98,21 +98,8 @@ def worker(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory):
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path_factory.mktemp("r"))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.01)
-    yield f"redis://127.0.0.1:{port}/0"
-    stop(process)
+    with private_redis(tmp_path_factory.mktemp("r")) as (url, _):
+        yield url
 
 
 async def ended(task):
@@ -124,7 +111,7 @@ async def ended(task):
 async def connected(tier):
     """The task that keeps the tier's connection, once it is there."""
     running = asyncio.create_task(tier.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await tier.until(lambda hello: hello is not None and hello.embedder is not None)
     return running
 
@@ -136,9 +123,9 @@ async def cache(request):
     if request.param == "exact":
         exact = Exact(10**6)
     elif request.param == "redis":
-        shared = Shared(request.getfixturevalue("redis_url"), timeout_s=5)
+        shared = Shared(request.getfixturevalue("redis_url"), timeout_s=30)
     else:
-        semantic = Semantic(str(request.getfixturevalue("worker")), deadline_s=5)
+        semantic = Semantic(str(request.getfixturevalue("worker")), deadline_s=30)
         running = await connected(semantic)
     cache = Cache(exact=exact, shared=shared, semantic=semantic, ttl_s=60)
     cache.kind = request.param
@@ -209,9 +196,9 @@ def event_loop_cache(request):
         if request.param == "exact":
             exact = Exact(10**6)
         elif request.param == "redis":
-            shared = Shared(request.getfixturevalue("redis_url"), timeout_s=5)
+            shared = Shared(request.getfixturevalue("redis_url"), timeout_s=30)
         else:
-            semantic = Semantic(str(request.getfixturevalue("worker")), deadline_s=5)
+            semantic = Semantic(str(request.getfixturevalue("worker")), deadline_s=30)
             running = runner.run(connected(semantic))
         cache = Cache(exact=exact, shared=shared, semantic=semantic, ttl_s=60)
         runner.run(keep(cache, scope()))
@@ -254,12 +241,12 @@ async def test_off_keeps_nothing_and_has_no_problem():
 @pytest.mark.redis
 async def test_a_purge_reaches_the_other_processes(redis_url):
     """What one process purges leaves the exact tier of another too."""
-    one, other = (Cache(exact=Exact(10**6), shared=(tier := Shared(redis_url, timeout_s=5)), semantic=Off()) for _ in range(2))
+    one, other = (Cache(exact=Exact(10**6), shared=(tier := Shared(redis_url, timeout_s=30)), semantic=Off()) for _ in range(2))
     tier.on_purged(other.forget)
     await one.purge()
     running = asyncio.create_task(other.run())
     await keep(other, scope())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(other._exact):
             await one.purge(tenant="acme")
             await asyncio.sleep(0.01)
@@ -271,10 +258,10 @@ async def test_a_purge_reaches_the_other_processes(redis_url):
 async def test_a_purge_is_heard_also_by_who_was_cut_off(redis_url):
     """A process whose connections broke learns of what was purged meanwhile."""
     told, prefix = asyncio.Queue(), uuid.uuid4().hex
-    here, there = (Shared(redis_url, prefix=prefix, timeout_s=5) for _ in range(2))
+    here, there = (Shared(redis_url, prefix=prefix, timeout_s=30) for _ in range(2))
     there.on_purged(lambda *what: told.put(what))
     running = asyncio.create_task(there.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while told.empty():
             await here.purge(tenant="first", model=None, class_=None, dry_run=False)
             await asyncio.sleep(0.01)
@@ -292,7 +279,7 @@ async def heard_by(shared, told, *, until):
     shared.on_purged(lambda *what: told.put(what))
     running = asyncio.create_task(shared.run())
     tenants = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not tenants or tenants[-1] != until:
             tenants.append((await told.get())[0])
     await shared.settled()
@@ -305,7 +292,7 @@ async def heard_by(shared, told, *, until):
 async def test_a_purge_made_while_a_process_came_up_without_redis_is_heard(redis_url):
     """What was purged after a process began, and before it reached Redis for the first time, is forgotten there too."""
     prefix, told = uuid.uuid4().hex, asyncio.Queue()
-    here, late = Shared(redis_url, prefix=prefix, timeout_s=5), Shared(redis_url, prefix=prefix, timeout_s=5)
+    here, late = Shared(redis_url, prefix=prefix, timeout_s=30), Shared(redis_url, prefix=prefix, timeout_s=30)
     await here.purge(tenant="meanwhile", model=None, class_=None, dry_run=False)
     assert await heard_by(late, told, until="meanwhile") == ["meanwhile"]
     await here.aclose()
@@ -317,9 +304,9 @@ async def test_a_purge_made_while_a_gateway_was_down_is_heard_once_when_it_comes
     prefix, told, place = uuid.uuid4().hex, asyncio.Queue(), tmp_path / "heard"
 
     def process(began):
-        return Shared(redis_url, prefix=prefix, timeout_s=5, position=place, clock=lambda: began)
+        return Shared(redis_url, prefix=prefix, timeout_s=30, position=place, clock=lambda: began)
 
-    here = Shared(redis_url, prefix=prefix, timeout_s=5)
+    here = Shared(redis_url, prefix=prefix, timeout_s=30)
     await here.purge(tenant="first", model=None, class_=None, dry_run=False)
     assert await heard_by(process(time.time()), told, until="first") == ["first"]
     await here.purge(tenant="second", model=None, class_=None, dry_run=False)
@@ -332,14 +319,14 @@ async def test_where_redis_lost_its_record_of_purges_everything_is_forgotten(red
     """Nobody can say what was purged meanwhile, so nothing that was kept from before is served."""
     place, told = tmp_path / "heard", asyncio.Queue()
     place.write_bytes(b"1700000000000-0")
-    assert await heard_by(Shared(redis_url, prefix=uuid.uuid4().hex, timeout_s=5, position=place), told, until=None) == [None]
+    assert await heard_by(Shared(redis_url, prefix=uuid.uuid4().hex, timeout_s=30, position=place), told, until=None) == [None]
     assert place.read_bytes() == b"0-0"
 
 
 @pytest.mark.redis
 async def test_an_answer_that_belongs_to_another_request_is_a_miss(redis_url):
     """Values carry their key: one that lies under another key, or another class, is not served."""
-    shared = Shared(redis_url, timeout_s=5)
+    shared = Shared(redis_url, timeout_s=30)
     entry = msgspec.structs.replace(ENTRY, class_="public")
     await shared.store(scope("tea"), entry, expires_at=time.time() + 60)
     await shared._redis.copy(shared._name(scope("tea"), "public"), shared._name(scope("coffee"), "public"), replace=True)
@@ -350,7 +337,7 @@ async def test_an_answer_that_belongs_to_another_request_is_a_miss(redis_url):
 @pytest.mark.redis
 async def test_an_undecodable_value_is_a_miss(redis_url):
     """What another version left under our key is a miss, never an error."""
-    shared = Shared(redis_url, timeout_s=5)
+    shared = Shared(redis_url, timeout_s=30)
     await shared._redis.set(shared._name(scope(), "public"), b"\xc1 not ours")
     assert await shared.lookup(scope(), class_="public") == Miss("undecodable")
     await shared.aclose()
@@ -389,7 +376,7 @@ async def test_a_late_redis_answer_never_reaches_the_next_call():
         writer.close()
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
-    shared = Shared(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", pause_s=0, timeout_s=0.2)
+    shared = Shared(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", pause_s=0, timeout_s=0.5)
     assert await shared.lookup(scope("tea"), class_="public") == Miss("late")
     release.set()
     assert await shared.lookup(scope("coffee"), class_="public") == Miss("unseen")
@@ -449,7 +436,7 @@ async def test_embeddings_come_in_order_and_refusals_name_the_text(worker):
 async def test_a_killed_worker_loses_nothing_it_confirmed(tmp_path):
     """After SIGKILL a worker on the same store serves what the first one had confirmed; the front connects again by itself."""
     embedder = build_tiny(tmp_path / "tiny")
-    async with asyncio.timeout(60), served(tmp_path, embedder) as (first, semantic):
+    async with asyncio.timeout(120), served(tmp_path, embedder) as (first, semantic):
         assert await semantic.store(scope(), ENTRY, expires_at=time.time() + 60)
         first.kill()
         await semantic.until(lambda hello: hello is None)

@@ -104,7 +104,7 @@ def call(*, stream=True, text="one two"):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -301,7 +301,7 @@ async def test_an_upload_that_is_given_up_is_closed(client):
         await until(server.stalled.is_set)
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await body.closed.wait()
         assert body.taken < 2000
         server.goes_on.set()

@@ -1,11 +1,7 @@
 """Gateways that several end-to-end tests share, and the Redis that gateways share."""
 
-import shutil
-import subprocess
-
 import pytest
-import redis
-from gateways import ECHO, ECHO_POLICY, MODELS, Gateway, demo_config, free_port, until
+from gateways import ECHO, ECHO_POLICY, MODELS, Gateway, demo_config, private_redis
 
 EXTERNAL_KEY = "sk-test-of-the-external-api-000000"
 
@@ -30,6 +26,13 @@ def demo(tmp_path_factory, external):
         yield gateway
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory):
+    """A gateway without any model that many tests ask; whoever stops or changes one takes `echo`."""
+    with Gateway(tmp_path_factory.mktemp("common"), ECHO, policies={"all.toml": ECHO_POLICY}) as gateway:
+        yield gateway.until_up("echo/echo")
+
+
 @pytest.fixture
 def echo(tmp_path):
     """A gateway of its own for one test, without any model."""
@@ -40,20 +43,5 @@ def echo(tmp_path):
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory):
     """A private redis-server: its URL and its process."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed; `make test` says how")
-    port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        with redis.Redis(port=port) as client:
-            until(lambda: _answers(client), "redis-server", 10)
-        yield f"redis://127.0.0.1:{port}/0", process
-        process.terminate()
-
-
-def _answers(client):
-    try:
-        return client.ping()
-    except redis.ConnectionError:
-        return False
+    with private_redis(tmp_path_factory.mktemp("redis")) as made:
+        yield made

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,24 +15,36 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import openai
+import pytest
+import redis
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = Path(os.environ.get("GATEWAY_TEST_MODELS", ROOT / ".gateway" / "models"))
 """Where `make test` has put the demo weights."""
 
-DEADLINE_S = 90.0
+DEADLINE_S = 180.0
+"""Guards against hanging alone: a slow machine that loads the models takes a good part of it."""
+
+
+_ports = itertools.count(random.randrange(12_000))
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now, below those that the system gives to connections by itself: none of them takes it meanwhile."""
+    while True:
+        port = 20_000 + next(_ports) % 12_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def until(ready: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
@@ -40,6 +55,37 @@ def until(ready: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -
             return value
         threading.Event().wait(0.02)
     raise AssertionError(f"not within {deadline_s:g} s: {what}")
+
+
+def seconds_until(ready: Callable[[], Any], what: str) -> float:
+    """How long it took until this was true."""
+    began = time.monotonic()
+    until(ready, what)
+    return time.monotonic() - began
+
+
+@contextmanager
+def private_redis(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A redis-server of one's own: its URL and its process."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed; `make test` says how")
+    port = free_port()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        with redis.Redis(port=port) as client:
+            until(lambda: _answers(client), "redis-server")
+        try:
+            yield f"redis://127.0.0.1:{port}/0", process
+        finally:
+            process.terminate()
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 class Gateway:
@@ -63,6 +109,7 @@ class Gateway:
         self.stdout: Any = subprocess.DEVNULL
         self.key = ""
         self.process: subprocess.Popen[str] | None = None
+        self._clients: list[openai.OpenAI] = []
 
     def start(self) -> Gateway:
         """Start it and wait for its first greeting."""
@@ -85,7 +132,11 @@ class Gateway:
 
     def ready(self) -> dict[str, Any]:
         """The body of /ready now."""
-        return httpx.get(f"{self.url}/ready").json()
+        return self.get("ready").json()
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """What stands at a path, asked without a key."""
+        return httpx.get(f"{self.url}/{path}", timeout=60, verify=False, **options)
 
     def until_up(self, route: str) -> Gateway:
         """Wait until this route can serve."""
@@ -93,18 +144,22 @@ class Gateway:
         return self
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """The real SDK, pointed here."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **{"max_retries": 0, "timeout": 60, **options})
+        """The real SDK, pointed here; closed with this gateway at the latest."""
+        # Reading the certificates that nobody needs here would take longer than most answers.
+        http = openai.DefaultHttpxClient(verify=False)
+        made = {"max_retries": 0, "timeout": 300, "http_client": http, **options}
+        self._clients.append(openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **made))
+        return self._clients[-1]
 
     def post(self, path: str, **options: Any) -> httpx.Response:
         """A request without any SDK; the key is sent unless headers say otherwise."""
         headers = {"authorization": f"Bearer {self.key}", **options.pop("headers", {})}
-        return httpx.post(f"{self.url}/v1/{path}", headers=headers, timeout=60, **options)
+        return httpx.post(f"{self.url}/v1/{path}", headers=headers, timeout=300, verify=False, **options)
 
     def cli(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """A command of this gateway's command line."""
         command = [sys.executable, "-m", "gateway", *arguments, "--config", str(self.config)]
-        return subprocess.run(command, env=self.env, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=self.env, input=stdin, capture_output=True, text=True, timeout=300, check=False)
 
     def lines(self, request_id: str = "") -> Iterator[dict[str, Any]]:
         """Log lines, of one request when it is named."""
@@ -117,7 +172,7 @@ class Gateway:
 
     def record(self, request_id: str) -> dict[str, Any]:
         """The one `request.closed` line of a request; waits for it, and fails when there are two."""
-        found = until(lambda: [line for line in self.lines(request_id) if line["event"] == "request.closed"], "the record", 10)
+        found = until(lambda: [line for line in self.lines(request_id) if line["event"] == "request.closed"], "the record")
         assert len(found) == 1
         return found[0]
 
@@ -127,7 +182,7 @@ class Gateway:
 
     def closed(self) -> int:
         """How many requests have ended, as the metrics say: at once, where a record is written a moment later."""
-        page = httpx.get(f"{self.url}/metrics", timeout=10).text
+        page = until(lambda: (got := self.get("metrics")).status_code == 200 and got.text, "the page of metrics")
         return round(sum(map(float, re.findall(r"^gateway_requests_total\{.*\} (\S+)$", page, re.MULTILINE))))
 
     def pid_of(self, module: str) -> int | None:
@@ -152,7 +207,7 @@ class Gateway:
         """SIGTERM, and the exit status."""
         if self.process.poll() is None:
             self.process.terminate()
-        status = self.process.wait(60)
+        status = self.process.wait(120)
         self._reader.join(10)
         return status
 
@@ -161,6 +216,8 @@ class Gateway:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
         if self.process is None:
             return
         try:
@@ -218,4 +275,6 @@ candidates = [{{ upstream = "local", capabilities = ["chat", "completions"], con
 candidates = [{{ upstream = "local", capabilities = ["embeddings"], input_usd_per_mtok = 0, output_usd_per_mtok = 0 }}]
 [models.gpt-4o-mini]
 candidates = [{{ upstream = "openai", model = "echo", input_usd_per_mtok = 0.15, output_usd_per_mtok = 0.6, context = 128000, capabilities = ["chat", "tools", "json", "n"] }}]
+[cache]
+lookup_timeout_s = 10.0
 """

@@ -74,7 +74,7 @@ def test_a_question_that_means_the_same_shares_the_answer_and_one_that_differs_d
         return ask(demo, [{"role": "user", "content": text}], model="gpt-4o-mini").headers["x-gateway-cache"]
 
     assert state_of("How do I reset the password of my account in 3 steps?") == "miss"
-    until(lambda: state_of("How can I reset the password of my account in 3 steps?") == "hit-semantic", "the answer shared", 10)
+    until(lambda: state_of("How can I reset the password of my account in 3 steps?") == "hit-semantic", "the answer shared")
     assert state_of("How do I reset the password of my account in 4 steps?") == "miss"
     assert state_of("How do I not reset the password of my account in 3 steps?") == "miss"
 
@@ -103,7 +103,7 @@ def test_the_external_api_is_used_where_policy_allows(demo, external):
     record = demo.record(raw.headers["x-request-id"])
     assert record["usage"]["completion_tokens"] == 4
     assert record["cost_usd"] == pytest.approx((4 * 0.15 + 4 * 0.6) / 1e6)
-    until(lambda: external.closed() == before + 1, "the external API's record", 10)
+    until(lambda: external.closed() == before + 1, "the external API's record")
 
 
 def test_an_external_stream_asks_for_usage_and_hides_it_again(demo):
@@ -185,10 +185,12 @@ def test_many_answers_advance_together(demo):
         stream = demo.client().chat.completions.create(
             model="smollm2-135m",
             messages=[{"role": "user", "content": f"Write a long story about {number} sailors."}],
-            max_tokens=60,
+            max_tokens=40,
+            temperature=0,
             stream=True,
         )
         times = [time.monotonic() for chunk in stream if chunk.choices[0].delta.content]
+        assert len(times) > 20
         return times[0], times[-1]
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
@@ -198,9 +200,8 @@ def test_many_answers_advance_together(demo):
 
 def test_killing_the_model_worker_under_load_gives_errors_and_recovery(demo):
     """Kill -9 of the model worker: running streams end in an error, new requests fall back or get 503, then it is back."""
-    stream = demo.client().chat.completions.create(
-        model="smollm2-135m", messages=[{"role": "user", "content": "Tell a long story."}], max_tokens=400, stream=True
-    )
+    long = {"messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 400, "temperature": 0}
+    stream = demo.client().chat.completions.create(model="smollm2-135m", **long, stream=True)
     next(stream)
     demo.kill("gateway.local.worker")
     with pytest.raises(openai.APIError):

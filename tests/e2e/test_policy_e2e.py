@@ -49,7 +49,7 @@ def explained(gateway, request_id):
         said = gateway.cli("explain", request_id, "--json")
         return said.stdout if said.returncode == 0 else None
 
-    return until(done, f"{request_id} explained", 20)
+    return until(done, f"{request_id} explained")
 
 
 def in_force(gateway):
@@ -69,7 +69,7 @@ def test_a_dry_run_is_what_then_happens_and_what_the_log_tells_later(gateway):
         ["home/echo"],
     )
     (gateway.policies / "all.toml").write_text(LIMITED.replace('["far", "home"]', '["home"]'))
-    until(lambda: len(in_force(gateway)) == 2, "the changed policy in force", 20)
+    until(lambda: len(in_force(gateway)) == 2, "the changed policy in force")
     told = explained(gateway, dry.headers["x-request-id"])
     assert json.loads(told) == dry.json()
     later = json.loads(explained(gateway, sent.headers["x-request-id"]))
@@ -104,7 +104,7 @@ def test_apply_and_rollback_are_in_force_in_the_running_gateway_when_they_say_so
     """Neither returns before the gateway has taken the change; no restart, and no request fails in between."""
     assert route_of(gateway) == "home/echo"
     (gateway.policies / "all.toml").write_text(OPEN)
-    until(lambda: "would lose" in gateway.said, "the loss named", 10)
+    until(lambda: "would lose" in gateway.said, "the loss named")
     assert route_of(gateway) == "home/echo"
     applied = gateway.cli("policy", "apply", "--yes")
     assert (applied.returncode, "are in force\n" in applied.stdout, 'loses the limit "mail stays"' in applied.stdout) == (
@@ -112,11 +112,11 @@ def test_apply_and_rollback_are_in_force_in_the_running_gateway_when_they_say_so
         True,
         True,
     )
-    until(lambda: route_of(gateway) == "far/echo", "the open policy in the front worker", 2)
+    until(lambda: route_of(gateway) == "far/echo", "the open policy in the front worker")
     assert "are in force already" in gateway.cli("policy", "apply", "--yes").stdout
     back = gateway.cli("policy", "rollback", "1", "--yes")
     assert (back.returncode, "policies/all.toml changed" in back.stdout, "are in force\n" in back.stdout) == (0, True, True)
-    until(lambda: route_of(gateway) == "home/echo", "the first policy in the front worker", 2)
+    until(lambda: route_of(gateway) == "home/echo", "the first policy in the front worker")
     assert (gateway.policies / "all.toml").read_text() == LIMITED
     first, opened, again = in_force(gateway)
     assert (first, first != opened) == (again, True)
@@ -126,12 +126,12 @@ def test_apply_and_rollback_are_in_force_in_the_running_gateway_when_they_say_so
 def test_a_rollback_that_loses_a_limit_asks_first(gateway):
     """To a running gateway too: without a yes nothing changes, and the status says so."""
     (gateway.policies / "all.toml").write_text(LIMITED + LIMIT.replace("mail stays", "twice"))
-    until(lambda: len(in_force(gateway)) == 2, "the second limit in force", 20)
+    until(lambda: len(in_force(gateway)) == 2, "the second limit in force")
     refused = gateway.cli("policy", "rollback", "1", stdin="n\n")
     assert (refused.returncode, 'loses the limit "twice"' in refused.stdout) == (130, True)
     assert "twice" in (gateway.policies / "all.toml").read_text()
     assert gateway.cli("policy", "rollback", "1", stdin="y\n").returncode == 0
-    until(lambda: len(in_force(gateway)) == 3, "the first policies again", 5)
+    until(lambda: len(in_force(gateway)) == 3, "the first policies again")
 
 
 def test_a_thousand_saves_fail_no_request(gateway):
@@ -140,7 +140,7 @@ def test_a_thousand_saves_fail_no_request(gateway):
     over = threading.Event()
 
     def ask():
-        with httpx.Client(headers={"authorization": f"Bearer {gateway.key}"}) as client:
+        with httpx.Client(headers={"authorization": f"Bearer {gateway.key}"}, timeout=60, verify=False) as client:
             while not over.is_set():
                 statuses.add(client.post(f"{gateway.url}/v1/chat/completions", json=HELLO).status_code)
 
@@ -153,7 +153,7 @@ def test_a_thousand_saves_fail_no_request(gateway):
     file.write_text(LIMITED + '[[limit]]\nname = "the last"\ncache = "off"\n')
     key = gateway.cli("keys", "new", "ops", "--scope", "admin").stdout.strip()
     limits = lambda: gateway.post("route", json=HELLO, headers={"authorization": f"Bearer {key}"}).json()["decision"]["limits"]  # noqa: E731
-    until(lambda: limits() == ["the last"], "the last save in force", 10)
+    until(lambda: limits() == ["the last"], "the last save in force")
     over.set()
-    asking.join(30)
+    asking.join(90)
     assert statuses == {200}

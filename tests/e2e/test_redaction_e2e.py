@@ -3,10 +3,11 @@
 import base64
 import json
 
+import httpx
 import openai
 import pytest
-from gateways import MODELS, Gateway
-from hostile import answer, hostile
+from gateways import MODELS, Gateway, until
+from hostile import HANG, answer, hostile
 from parrot import parrot
 
 MAIL, CARD = "ada.lovelace@example.org", "4111 1111 1111 1111"
@@ -54,7 +55,7 @@ def gateway_before(server, folder, *, home=ECHO_HOME, model="echo", more=""):
 
 
 def client_of(gateway):
-    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=60)
+    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=300)
 
 
 def leaks(server, gateway):
@@ -130,6 +131,43 @@ async def test_the_explanation_says_that_it_leaves_masked(server, tmp_path):
         async with client_of(gateway) as client:
             raw = await client.chat.completions.with_raw_response.create(**asked, extra_headers={"x-gateway-explain": "1"})
         assert json.loads(raw.headers["x-gateway-explain"])["redact"] is True
+
+
+async def test_a_killed_front_worker_cuts_a_masked_stream_and_leaves_nothing_behind(server, tmp_path):
+    """The client sees a cut and no end; no file holds an original, also after the restart, when the question is answered again."""
+    begins = lambda *request: [*parrot(seed=7, cut_after=60)(*request), HANG]  # noqa: E731
+    server.scripts = [begins, parrot(seed=7)]
+    asked = {"model": "far", "messages": [{"role": "user", "content": TEXT}]}
+    with gateway_before(server, tmp_path) as gateway:
+        http = {"base_url": gateway.url, "headers": {"authorization": f"Bearer {gateway.key}"}, "timeout": 300}
+        got = []
+
+        def said():
+            deltas = [choice["delta"] for line in got if line[:7] == "data: {" for choice in json.loads(line[6:])["choices"]]
+            return "".join(delta.get("content") or "" for delta in deltas)
+
+        async def read_on(lines, enough):
+            while not enough():
+                got.append(await anext(lines))
+
+        async with (
+            httpx.AsyncClient(**http) as client,
+            client.stream("POST", "/v1/chat/completions", json={**asked, "stream": True}) as answer,
+        ):
+            lines = answer.aiter_lines()
+            await read_on(lines, lambda: "ada.lo" in said())
+            pid = gateway.kill("gateway.app")
+            with pytest.raises(httpx.TransportError):
+                await read_on(lines, lambda: False)
+        assert (TEXT.startswith(said()), "[DONE]" in "".join(got), "_1]" in "".join(got)) == (True, False, False)
+        await server.left.wait()
+        assert leaks(server, gateway) == []
+        until(lambda: gateway.pid_of("gateway.app") not in {None, pid}, "another front worker")
+        async with client_of(gateway) as client:
+            told = (await client.with_options(max_retries=5).chat.completions.create(**asked)).choices[0].message
+        assert told.content == TEXT
+        assert leaks(server, gateway) == []
+    assert leaks(server, gateway) == []
 
 
 @pytest.mark.weights

@@ -158,7 +158,8 @@ def test_a_conversation_is_compacted_and_goes_on(client):
     assert [item.type for item in compacted.output] == ["message", "message", "compaction"]
     # The SDK knows messages of the model only among output items; OpenAI's own example holds a user's.
     given = [item.model_dump(exclude_none=True, warnings=False) for item in compacted.output]
-    told = client.responses.create(model=LOCAL, input=[*given, {"role": "user", "content": "Who is Rex?"}], max_output_tokens=10)
+    asked = {"model": LOCAL, "max_output_tokens": 10, "temperature": 0}
+    told = client.responses.create(**asked, input=[*given, {"role": "user", "content": "Who is Rex?"}])
     assert told.output_text
     changed = [*given[:-1], {**given[-1], "encrypted_content": given[-1]["encrypted_content"][:-4] + "AAA="}]
     with pytest.raises(openai.BadRequestError) as caught:

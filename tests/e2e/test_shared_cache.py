@@ -23,17 +23,17 @@ def test_two_gateways_share_answers_and_purges_and_live_without_redis(tmp_path, 
         Gateway(tmp_path / "b", CONFIG, policies=policies, env=env) as second,
     ):
         assert state_of(first) == "miss"
-        assert until(lambda: (state := state_of(second)) != "miss" and state, "the shared answer", 10) in {
+        assert until(lambda: (state := state_of(second)) != "miss" and state, "the shared answer") in {
             "hit-shared",
             "hit-exact",
         }
         assert state_of(first) == "hit-exact"
         assert first.cli("purge", "--all").returncode == 0
-        until(lambda: state_of(second) == "miss", "the purge at the other gateway", 10)
+        until(lambda: state_of(second) == "miss", "the purge at the other gateway")
         process.kill()
         process.wait()
         assert second.post("chat/completions", json={**HELLO, "temperature": 0.5}).status_code == 200
-        until(lambda: any("Redis" in problem for problem in second.ready()["cache"]), "the dead Redis named in /ready", 10)
+        until(lambda: any("Redis" in problem for problem in second.ready()["cache"]), "the dead Redis named in /ready")
 
 
 def test_a_redis_url_that_is_not_set_is_named(tmp_path):

@@ -1,12 +1,12 @@
 """A large upload through a real gateway process: what arrives is what was sent, and memory does not grow with it."""
 
-import asyncio
 import hashlib
 import threading
 
 import psutil
 import pytest
 from gateways import Gateway
+from hostile import in_a_thread
 from shelf import shelf
 
 MB = 1024 * 1024
@@ -22,21 +22,8 @@ order_by = "listed"
 @pytest.fixture
 def upstream():
     """A Shelf on a loop of its own, for a gateway in another process."""
-    loop, ready, over, made = asyncio.new_event_loop(), threading.Event(), asyncio.Event(), []
-
-    async def run():
-        async with shelf() as one:
-            made.append(one)
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    ready.wait(10)
-    yield made[0]
-    loop.call_soon_threadsafe(over.set)
-    thread.join(10)
-    loop.close()
+    with in_a_thread(shelf()) as made:
+        yield made
 
 
 def config_of(upstream):

@@ -24,7 +24,7 @@ async def ask(made, payload, version="1.0", *, path="/v1/chat/completions", app=
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(f"POST {path} HTTP/{version}\r\n{lines}content-length: {len(payload)}\r\n\r\n".encode() + payload)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 top, _, rest = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.close()
@@ -98,7 +98,7 @@ async def test_a_client_that_waits_to_be_asked_is_asked(world, server):
         reader, writer = await asyncio.open_connection(host, port)
         top = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {made.key}\r\ncontent-type: application/json\r\n"
         writer.write(f"{top}expect: 100-continue\r\nconnection: close\r\ncontent-length: {len(payload)}\r\n\r\n".encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(payload)
             assert (await reader.read()).startswith(b"HTTP/1.1 200")

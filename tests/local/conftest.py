@@ -135,7 +135,7 @@ async def connect():
         hello = asyncio.get_running_loop().create_future()
         client = Client(socket, from_worker_decoder(), on_news=lambda frame: hello.done() or hello.set_result(frame))
         tasks.append(asyncio.create_task(client.run()))
-        return client, await asyncio.wait_for(hello, 5)
+        return client, await asyncio.wait_for(hello, 30)
 
     yield open_client
     for task in tasks:

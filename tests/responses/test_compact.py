@@ -78,7 +78,7 @@ def test_processes_that_begin_together_share_one_key(tmp_path):
     command = [sys.executable, "-c", SEALER, str(path)]
     with ExitStack() as stack:
         running = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) for _ in range(4)]
-        made = [process.communicate(timeout=60)[0].strip() for process in running]
+        made = [process.communicate(timeout=300)[0].strip() for process in running]
     assert all(Seal(path).open(sealed, tenant="a") == ("x", "public") for sealed in made)
     assert [one.name for one in tmp_path.iterdir()] == ["compaction.key"]
 

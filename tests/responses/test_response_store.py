@@ -1,14 +1,10 @@
 """Stored responses: found by their tenant only, for as long as they may be kept, whatever happens to the process or the file."""
 
 import asyncio
-import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
 import sys
-import time
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, closing
 
 import conformance
 import pytest
@@ -21,6 +17,7 @@ from gateway.responses.answer import Events
 from gateway.responses.ask import chat_body, input_items, references
 from gateway.responses.redis import SharedStore
 from gateway.responses.store import ResponseStore
+from tests.e2e.gateways import private_redis
 
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
 
@@ -46,21 +43,9 @@ async def store(tmp_path, clock):
 
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory):
-    """A private redis-server, and its URL."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed; `make test` says how")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path_factory.mktemp("r"))]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-        yield f"redis://127.0.0.1:{port}/0"
-        process.terminate()
+    """The URL of a private redis-server."""
+    with private_redis(tmp_path_factory.mktemp("r")) as (url, _):
+        yield url
 
 
 @pytest.fixture(params=["file", pytest.param("redis", marks=pytest.mark.redis)])

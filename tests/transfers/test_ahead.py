@@ -49,7 +49,7 @@ def test_its_bytes_are_what_came(tmp_path, steps, pauses):
 
     async def taken():
         got = b""
-        async with asyncio.timeout(5), aclosing(reading_on(Source(*steps), tmp_path).parts()) as parts:
+        async with asyncio.timeout(30), aclosing(reading_on(Source(*steps), tmp_path).parts()) as parts:
             async for part in parts:
                 got += part
                 for _ in range(pauses[len(got) % len(pauses)]):
@@ -65,7 +65,7 @@ async def test_it_is_read_to_its_end_while_nobody_takes_it(tmp_path):
     async with aclosing(reading_on(source, tmp_path).parts()) as parts:
         assert await anext(parts) == b"a"
         assert await anext(parts) == b"b"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await source.over.wait()
         got = b""
         while len(got) < 49:

@@ -51,7 +51,7 @@ async def worker(tmp_path):
         client = Client(str(tmp_path / "w.sock"), from_worker_decoder(), on_news=lambda _: ready.set())
         upstream = LocalUpstream("local", {"tiny": client})
         running = asyncio.create_task(client.run())
-        await asyncio.wait_for(ready.wait(), 5)
+        await asyncio.wait_for(ready.wait(), 30)
         upstream.set_hello("tiny", HELLO)
         yield upstream, received
         running.cancel()
@@ -145,7 +145,7 @@ async def test_giving_up_while_waiting_cancels_the_workers_call(worker):
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert await asyncio.wait_for(received.get(), 5) == Cancel(generate.id)
+        assert await asyncio.wait_for(received.get(), 30) == Cancel(generate.id)
 
 
 async def test_a_finished_answer_is_not_cancelled(worker):

@@ -99,7 +99,7 @@ async def gateway(tmp_path_factory, upstream):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(gateway):
     headers = {"authorization": f"Bearer {gateway.key}", "content-type": "application/json"}
-    async with httpx.AsyncClient(base_url=f"{gateway.url}/v1", headers=headers, timeout=20) as made:
+    async with httpx.AsyncClient(base_url=f"{gateway.url}/v1", headers=headers, timeout=120) as made:
         yield made
 
 
@@ -345,7 +345,7 @@ def of_model(gateway, name):
     return [record for record in gateway.records() if record["model"] == name]
 
 
-async def until(ready, deadline_s=10):
+async def until(ready, deadline_s=60):
     async with asyncio.timeout(deadline_s):
         while not (found := ready()):
             await asyncio.sleep(0.05)

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from tests.e2e.gateways import MODELS, Gateway
+from tests.e2e.gateways import Gateway
 from tests.responses.conformance import check, described, validator
 from tests.wire.clients.upstream import scripted
 
@@ -73,18 +73,6 @@ takes_up_to = "restricted"
 candidates = [{{ upstream = "speaks", capabilities = ["responses", "tools", "images"] }}]
 [models.translated]
 candidates = [{{ upstream = "speaks", capabilities = ["chat", "tools", "images", "json"] }}]
-[cache]
-semantic = false
-"""
-LOCAL = """
-[upstreams.local]
-kind = "local"
-[local_models.tiny]
-kind = "chat"
-weights = "{models}/smollm2-135m"
-threads = 1
-[models.tiny]
-candidates = [{{ upstream = "local", capabilities = ["chat", "completions"] }}]
 [cache]
 semantic = false
 """
@@ -213,15 +201,6 @@ def test_a_compaction_without_a_model_is_refused(gateway, server):
     before = len(server.exchanges)
     got = ask(gateway, "responses/compact", input=CONVERSATION)
     assert (got.status_code, got.json()["error"]["param"], len(server.exchanges)) == (400, "model", before)
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    """A gateway with the real quantized model."""
-    if not (MODELS / "smollm2-135m").is_dir():
-        pytest.fail(f"the demo weights are not in {MODELS}; run: make weights")
-    with Gateway(tmp_path_factory.mktemp("local"), LOCAL.format(models=MODELS), policies={"all.toml": POLICY}) as made:
-        yield made.until_up("local/tiny")
 
 
 @pytest.mark.weights

@@ -151,7 +151,7 @@ def upload(gateway, megabytes, *, declared):
     piece = b"x" * 2**20
     length = f"content-length: {megabytes * 2**20}" if declared else "transfer-encoding: chunked"
     lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"authorization: Bearer {gateway.key}", "connection: close", length]
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as to:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=120) as to:
         to.sendall("\r\n".join([*lines, "content-type: application/json", "", ""]).encode())
         for _ in range(megabytes):
             to.sendall(piece if declared else b"%x\r\n%b\r\n" % (len(piece), piece))

@@ -14,7 +14,7 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.e2e.gateways import ECHO_POLICY, MODELS, ROOT, Gateway
+from tests.e2e.gateways import ECHO_POLICY, ROOT, Gateway
 
 DESCRIPTION = Path(os.environ.get("GATEWAY_OPENAPI", ROOT.parent / "shared/data/openai/openapi.json.gz"))
 FAILS = ("connect", "status", "first", "midway")
@@ -178,20 +178,6 @@ def test_an_error_in_a_stream_is_as_described(gateway):
         check("CreateChatCompletionStreamResponse", json.loads(event))
     check("ErrorResponse", json.loads(told))
     assert end == "[DONE]"
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    """A real gateway with the real quantized model."""
-    if not (MODELS / "smollm2-135m").is_dir():
-        pytest.fail(f"the demo weights are not in {MODELS}; run: make weights")
-    config = (
-        f'[upstreams.local]\nkind = "local"\n[local_models.tiny]\nkind = "chat"\nweights = "{MODELS}/smollm2-135m"\nthreads = 1\n'
-        '[models.tiny]\ncandidates = [{ upstream = "local", capabilities = ["chat", "completions"] }]\n'
-        "[cache]\nsemantic = false\n"
-    )
-    with Gateway(tmp_path_factory.mktemp("local"), config, policies={"all.toml": ECHO_POLICY}) as made:
-        yield made.until_up("local/tiny")
 
 
 LOCAL = {

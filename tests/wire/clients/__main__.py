@@ -42,6 +42,7 @@ CLIENTS = (
     # Both bring a native binary for this platform as an optional package.
     Client("codex", "drive_codex.mjs", ("@openai/codex@0.169.0",)),
     Client("claude-code", "drive_claude.mjs", ("@anthropic-ai/claude-code@2.1.330",)),
+    Client("anthropic-python", "drive_anthropic.py", ("anthropic>=2,<3",)),
     Client("curl", "drive_curl.py"),
 )
 
@@ -56,6 +57,7 @@ UPSTREAM_KEY = "sk-of-the-second-gateway-0000000"
 
 EVERYTHING = '["chat", "completions", "embeddings", "tools", "json", "n", "logprobs"]'
 DIALECTS = '["responses", "messages", "tools"]'
+MASKED = '[[limit]]\nname = "masked outside"\nredact = "outside"\n'
 
 
 def _config(second: str, third: str) -> str:
@@ -67,6 +69,13 @@ def _config(second: str, third: str) -> str:
 key_env = "SECOND_KEY"
 [upstreams.third]
 {fields}base_url = "{third}"
+[upstreams.abroad]
+kind = "openai"
+zone = "us"
+takes_up_to = "restricted"
+base_url = "{third}"
+[models.masked]
+candidates = [{{ upstream = "abroad", capabilities = {DIALECTS} }}]
 [models.relayed]
 candidates = [{{ upstream = "second", model = "echo", capabilities = {EVERYTHING} }}]
 [models.scripted]
@@ -91,7 +100,10 @@ def gateways(folder: Path) -> Iterator[Gateway]:
     with Gateway(folder / "second", config, policies=policies, env={"CALLER_KEY": UPSTREAM_KEY}) as second, scripted() as third:
         second.until_up("echo/echo")
         with Gateway(
-            folder / "first", _config(second.url, third.url), policies=policies, env={"SECOND_KEY": UPSTREAM_KEY}
+            folder / "first",
+            _config(second.url, third.url),
+            policies={"all.toml": ECHO_POLICY + MASKED},
+            env={"SECOND_KEY": UPSTREAM_KEY},
         ) as first:
             yield first.until_up("echo/echo").until_up("second/echo").until_up("third/scripted")
 

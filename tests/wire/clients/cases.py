@@ -15,6 +15,8 @@ TIMEOUT_S = 30.0
 TEXT = f'One "two" drei ✓ 你好 🦊 {uuid.uuid4()}'
 """The echo answers with it; no other client has asked it."""
 STREAMED = "streamed " + TEXT
+ORIGINAL = "ada.lovelace@example.org"
+"""Masked on its way to an upstream outside, which answers an error when it sees it."""
 PERSON = {"name": "Ann Ünal", "age": 31}
 PERSON_JSON = json.dumps(PERSON, ensure_ascii=False)
 VECTOR = (0.25, -1.5, 3.0, 1e-3)

@@ -22,6 +22,8 @@ HEAD = {"id": "chatcmpl-1", "created": 1, "model": "scripted"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 VECTOR = (0.25, -1.5, 3.0, 1e-3)
 JSON, SSE = "application/json", "text/event-stream"
+ORIGINAL = b"ada.lovelace@example.org"
+"""A request that holds it should have been masked."""
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -84,7 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer one request; streams end with the connection."""
         sent = self.rfile.read(int(self.headers["content-length"]))
-        status, media, said = _answer(self.path.partition("?")[0].removeprefix("/v1/"), json.loads(sent))
+        path = self.path.partition("?")[0].removeprefix("/v1/")
+        seen = {"error": {"message": "not masked", "type": "invalid_request_error", "param": None, "code": "not_masked"}}
+        status, media, said = (400, JSON, _dump(seen)) if ORIGINAL in sent else _answer(path, json.loads(sent))
         self.server.exchanges.append(Exchange(self.path, sent, status, said))  # type: ignore[attr-defined]  # see `scripted`
         self.send_response(status)
         self.send_header("content-type", media)
