@@ -362,7 +362,10 @@ class _Gates:
 
     def __init__(self, compiled: Callable[[bytes], Gate]) -> None:
         families = FAMILIES
-        self.any = compiled(_one_of(family.gate + family.rest for family in families))
+        gates = [family.gate + family.rest for family in families]
+        self.any = compiled(_one_of(gates))
+        self.anything = compiled(_one_of((*gates, RUN, ID_WORDS)))
+        """Where this does not match, no rule finds anything: one pass, and most prompts are over."""
         each = [(compiled(family.gate + family.rest), family, {rule.kind for rule in family.rules}) for family in families]
         needy = [one for one in each if one[1].needs]
         plain = [one for one in each if not one[1].needs]
@@ -448,6 +451,8 @@ class Detector:
         self._verdicts = _Verdicts()
 
     def _kinds(self, data: bytes, since: int) -> frozenset[str]:
+        if self._terms is None and not self._gates.anything.search(data, 0, len(data)):
+            return _NOTHING
         hunt = _Hunt(data)
         for kind, _, _ in self._search(hunt, self._hot(data), since):
             hunt.done.add(kind)
