@@ -80,7 +80,15 @@ max_cost = 1.0
 name = "cheapest"
 order_by = "cost"
 """
-_CONFIG = '[server]\nport = 0\nstate_dir = "state"\n[cache]\nsemantic = false\n[policies]\ndefault = "bench"\n'
+_CONFIG = """[server]
+port = 0
+state_dir = "state"
+[cache]
+semantic = false
+exact_max_bytes = {exact_max_bytes}
+[policies]
+default = "bench"
+"""
 _UPSTREAM = """[upstreams.{kind}]
 kind = "openai"
 base_url = "http://127.0.0.1:{port}/{kind}/v1"
@@ -313,12 +321,15 @@ def started(
     policy: str = _POLICY,
     program: Sequence[str] = (sys.executable, "-m", "gateway"),
     env: Mapping[str, str] | None = None,
+    exact_max_bytes: int = 64 * 1024 * 1024,
 ) -> Iterator[Own]:
     """A gateway with everything on, in front of the upstream at `port`; `more` is added to its config, `env` to its variables."""
     (folder / "policies").mkdir()
     (folder / "policies" / "bench.toml").write_text(policy)
     path = folder / "config.toml"
-    path.write_text(_CONFIG + "".join(_UPSTREAM.format(kind=kind, port=port) for kind in KINDS) + more)
+    path.write_text(
+        _CONFIG.format(exact_max_bytes=exact_max_bytes) + "".join(_UPSTREAM.format(kind=kind, port=port) for kind in KINDS) + more
+    )
     state = folder / "state"
     state.mkdir()
     key = KeyFile(state / "keys.json").add("bench")
