@@ -520,7 +520,7 @@ class LogWriter:
         for place, thing in enumerate(batch):
             n_lines += len(thing.words) if type(thing) is Tokens else 1
             if n_lines >= most_lines:
-                del batch[place + 1 :]
+                del batch[place + 1 :]  # and so the loop ends
         del self._queue[: len(batch)]
         self._more_taken += n_lines - len(batch)
         return batch

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from gateway import dispatch, facts, incoming, literals, logs, pipeline, privacy, redact, restore
 from gateway.cache import tiers
-from gateway.errors import ApiError, Forbidden
+from gateway.errors import ApiError, Forbidden, UpstreamFailed
 from gateway.explain import Explanation
 from gateway.http import inference
 from gateway.policy import decide
@@ -725,7 +725,7 @@ def _hidden(kind_of: Callable[[str], str]) -> Callable[[Any, str, str], str]:
 
 
 def _raising(self: Any, _data: bytes) -> bytes:
-    raise ValueError(f"cannot restore {self._vault._values}")
+    raise UpstreamFailed("protocol", f"cannot restore {self._vault._values}")
 
 
 def _quoting(real: Any) -> Any:
@@ -754,7 +754,7 @@ plant("a placeholder is a digest of its value", "masked", path="chat", **ADDRESS
         (Vault, "hide", _hidden(lambda value: hashlib.sha256(value.encode()).hexdigest())), (redact, "_check_rest", _unchecked)
     )
 )
-plant("an exception quotes the vault", "masked", path="chat stream", **ADDRESS)(_patched((restore.Events, "feed", _raising)))
+plant("a failure quotes the vault", "masked", path="chat stream", **ADDRESS)(_patched((restore.Events, "feed", _raising)))
 plant("a refusal quotes the vault", "masked", path="chat", **ADDRESS)(_patched((Redactor, "mask", _quoting(Redactor.mask))))
 plant("the limit on what leaves is forgotten", "masked")(_patched((decide, "_needs_masks", lambda _facts: False)))
 plant("what could not be scanned needs no mask", "masked, detector raises")(
