@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.gateways import Gateway
 from tests.responses.conformance import check, described, validator
 from tests.wire.clients.upstream import scripted
+from tests.wire.conftest import POLICY
 
 REQUIRED = frozenset({
     "id", "object", "created_at", "completed_at", "status", "incomplete_details", "model", "previous_response_id",
@@ -76,15 +77,6 @@ candidates = [{{ upstream = "speaks", capabilities = ["chat", "tools", "images",
 [cache]
 semantic = false
 """
-POLICY = """
-policy = "cost"
-[classes]
-internal = ["unscannable"]
-[[route]]
-name = "all"
-order_by = "listed"
-"""
-"""Images cannot be scanned, and a response is stored unless it says otherwise: the class must allow that."""
 
 
 @pytest.fixture(scope="module")
