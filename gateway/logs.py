@@ -16,9 +16,10 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol
@@ -28,7 +29,7 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ConfigError, GatewayError, Problem
-from gateway.ledger import Later, Record, TokenEvent, Tokens
+from gateway.ledger import Later, Record, TokenEvent, Tokens, by_request
 
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
@@ -60,8 +61,6 @@ _SHAPED_SECRET = re.compile(r"(?<![A-Za-z0-9])(?:gw|sk)-[A-Za-z0-9_-]{8,}")
 _PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "route.explained", "cache.hit", "cache.miss", "upstream.failed"})
 """Those of the request path: no field of theirs is named like a secret, and every value has a word in JSON."""
 MASK = "[masked]"
-
-_ESTIMATED = b',"tokens_est":true}\n'
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -150,7 +149,7 @@ _WORDS = {
 """What stands in each line of an event between its time and its request."""
 
 
-class _Token(Struct):
+class _Token(Struct, omit_defaults=True):
     """The line of one TokenEvent."""
 
     time: str
@@ -164,7 +163,7 @@ class _Token(Struct):
     choice: int
     chars: int
     text: str | UnsetType = UNSET
-    tokens_est: bool | UnsetType = UNSET
+    tokens_est: bool = False
 
 
 class _Clock:
@@ -177,6 +176,18 @@ class _Clock:
     def __call__(self, time_ns: int) -> str:
         second, rest = divmod(time_ns, 1_000_000_000)
         return f"{self.head(second)}.{rest // 1000:06d}Z"
+
+    def all(self, times_ns: Sequence[int]) -> Iterable[str]:
+        """Of one or more times; those of a batch are mostly of one second, and those of a burst the same."""
+        earliest, latest = min(times_ns), max(times_ns)
+        if earliest == latest:
+            return repeat(self(earliest))
+        second = earliest // 1_000_000_000
+        if second != latest // 1_000_000_000:
+            return map(self, times_ns)
+        head, base_ns = self.head(second), (second - 1) * 1_000_000_000
+        # Between one and two million microseconds have six digits behind the first one.
+        return [f"{head}.{str((time_ns - base_ns) // 1000)[1:]}Z" for time_ns in times_ns]
 
     def head(self, second: int) -> str:
         """What the times of this second begin with."""
@@ -325,7 +336,7 @@ class _Stdout:
 class Between(Protocol):
     """Looks at what is to be written; for the log's thread.
 
-    It is given what was handed to the LogWriter, and gives the same things back, TokenEvents of one request also as a list.
+    It is given what was handed to the LogWriter, TokenEvents as Tokens, and gives such things back.
     """
 
     @property
@@ -418,13 +429,14 @@ class LogWriter:
 
     def tokens(self, tokens: Tokens) -> None:
         """As `token`, of many that came together."""
-        n_lines = len(tokens.words)
-        if self.queued + n_lines <= self._queue_limit:
-            self._more_handed += n_lines - 1
-            self._queue.append(tokens)
-        else:
-            for event in tokens.events():
-                self.token(event)
+        n_lines, n_free = len(tokens.text), self._queue_limit - self.queued
+        if n_lines > n_free:
+            self._drop(n_lines - max(0, n_free))
+            if n_free <= 0:
+                return
+            tokens, n_lines = tokens.between(0, n_free), n_free
+        self._more_handed += n_lines - 1
+        self._queue.append(tokens)
 
     def event(self, event: MutableMapping[str, Any]) -> None:
         """Hand over one event with at least `event`; the mapping is the writer's from here on. `time_ns` is set when missing."""
@@ -477,9 +489,9 @@ class LogWriter:
         self._fault = "the log is closed"
         return self.queued + self._between.waiting + self._block.count(b"\n", min(self._written, default=0))
 
-    def _drop(self) -> None:
+    def _drop(self, n_lines: int = 1) -> None:
         with self._lock:
-            self.dropped += 1
+            self.dropped += n_lines
 
     def _run(self) -> None:
         while self._stop_at is None or (
@@ -500,7 +512,7 @@ class LogWriter:
             if not self._block:
                 batch = self._taken(min(max(BATCH_LINES, self.queued // 8), MOST_BATCH_LINES))
                 self._written = [0] * len(self._sinks)
-                self._block = self._encode(self._between.through(batch) if batch else self._between.rest())
+                self._block = self._encode(self._between.through(by_request(batch)) if batch else self._between.rest())
             for number, sink in enumerate(self._sinks):
                 try:
                     while self._written[number] < len(self._block):
@@ -516,11 +528,13 @@ class LogWriter:
     def _taken(self, most_lines: int) -> list[Any]:
         """The first of what waits, about so many lines."""
         batch = self._queue[:most_lines]
-        n_lines = 0
-        for place, thing in enumerate(batch):
-            n_lines += len(thing.words) if type(thing) is Tokens else 1
-            if n_lines >= most_lines:
-                del batch[place + 1 :]  # and so the loop ends
+        n_lines = len(batch)
+        if self._more_handed != self._more_taken:
+            n_lines = 0
+            for place, thing in enumerate(batch):
+                n_lines += len(thing.text) if type(thing) is Tokens else 1
+                if n_lines >= most_lines:
+                    del batch[place + 1 :]  # and so the loop ends
         del self._queue[: len(batch)]
         self._more_taken += n_lines - len(batch)
         return batch
@@ -548,16 +562,14 @@ class LogWriter:
         lines: list[bytes] = []
         encode = self._encoder.encode
         for item in batch:
-            tokens = _tokens_of(item)
+            if type(item) is Tokens:
+                lines.append(self._token_lines(item))
+                continue
             try:
-                if tokens:
-                    lines += self._token_lines(tokens)
-                elif type(item) is Later and (line := self._later_bytes(item)) is not None:
-                    lines.append(line)
-                else:
-                    lines.append(encode(self._line(item)) + b"\n")
+                line = self._later_bytes(item) if type(item) is Later else None
+                lines.append(encode(self._line(item)) + b"\n" if line is None else line)
             except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
-                lines += [self._encode_one(self._line(one)) for one in tokens or (item,)]
+                lines.append(self._encode_one(self._line(item)))
         return b"".join(lines)
 
     def _encode_one(self, line: Any) -> bytes:
@@ -572,8 +584,6 @@ class LogWriter:
 
     def _line(self, item: Any) -> Any:
         try:
-            if type(item) is TokenEvent:
-                return self._token(item)
             if type(item) is Record:
                 return self._record_line(item)
             if type(item) is Later:
@@ -582,60 +592,47 @@ class LogWriter:
         except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
             return self._unencodable(item, error)
 
-    def _token_lines(self, tokens: Sequence[TokenEvent]) -> list[bytes]:
-        """As `_token` of each, encoded: tokens of one request, so that what their lines have in common is encoded once."""
-        encode = self._encoder.encode
-        _, request_id, _, _, _, _, _, upstream, source, _, _ = tokens[0]
-        zone = b'Z","event":"token","request_id":%b,"index":' % encode(request_id)
-        tail = b',"upstream":%b,"source":%b,"choice":' % (encode(upstream), encode(source))
-        begin_ns = end_ns = 0
-        lines = []
-        for at_ns, _, index, ms, given, text, chars, _, _, choice, _ in tokens:
-            if not begin_ns <= at_ns < end_ns:
-                second = at_ns // 1_000_000_000
-                begin_ns, end_ns = second * 1_000_000_000, (second + 1) * 1_000_000_000
-                head = b'{"time":"%b.' % self._clock.head(second).encode()
-            n_tokens, estimated = given, False
-            if not given and chars:
-                n_tokens, estimated = (-(-chars // 4), True) if text is None else self._counted(text, chars, upstream)
-            micros = (at_ns - begin_ns) // 1000
-            if text is None:
-                values = (head, micros, zone, index, ms, n_tokens, tail, choice, chars, _ESTIMATED if estimated else b"}\n")
-                lines.append(b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d%b' % values)
-            else:
-                lines.append(
-                    b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d,"text":%b%b'
-                    % (
-                        head,
-                        micros,
-                        zone,
-                        index,
-                        ms,
-                        n_tokens,
-                        tail,
-                        choice,
-                        chars,
-                        encode(text),
-                        _ESTIMATED if estimated else b"}\n",
-                    )
-                )
-        return lines
+    def _token_lines(self, tokens: Tokens) -> bytes:
+        """A line for each."""
+        request_id, upstream, source, shown, times_ns, indexes, ms, counts, texts, chars, choices = tokens
+        estimated: Iterable[bool] = repeat(False)
+        if 0 in counts:
+            counts, estimated = self._counted(tokens)
+        lines = list(
+            map(
+                _Token,
+                self._clock.all(times_ns),
+                repeat("token"),
+                repeat(request_id),
+                indexes,
+                [int(1000 * at + 0.5) / 1000 for at in ms],
+                counts,
+                repeat(upstream),
+                repeat(source),
+                choices,
+                chars,
+                texts if shown else repeat(UNSET),
+                estimated,
+            )
+        )
+        try:
+            return self._encoder.encode_lines(lines)
+        except (ValueError, TypeError, msgspec.MsgspecError):
+            return b"".join(map(self._encode_one, lines))
 
-    def _counted(self, text: str, chars: int, upstream: str) -> tuple[int, bool]:
-        """Tokens of a text that its source did not count, and whether that is an estimate."""
-        count = self._count_again if chars <= _SHORT_CHARS else self._count_tokens
-        return count(text, upstream)
-
-    def _token(self, item: TokenEvent) -> _Token:
-        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
-        line = _Token(self._clock(time_ns), "token", request_id, index, round(ms, 3), n_tokens, upstream, source, choice, chars)
-        if text is not None:
-            line.text = text
-        if not n_tokens and chars:
-            line.n_tokens, estimated = (-(-chars // 4), True) if text is None else self._counted(text, chars, upstream)
-            if estimated:
-                line.tokens_est = True
-        return line
+    def _counted(self, tokens: Tokens) -> tuple[Sequence[int], Sequence[bool]]:
+        """How many tokens each text has where nobody counted, and whether that is an estimate."""
+        again, once, upstream = self._count_again, self._count_tokens, tokens.upstream
+        if not tokens.shown:
+            known = zip(tokens.n_tokens, tokens.chars, strict=True)
+            found = [(n, False) if n or not chars else (-(-chars // 4), True) for n, chars in known]
+        else:
+            found = [
+                (n, False) if n or not chars else again(text, upstream) if chars <= _SHORT_CHARS else once(text, upstream)
+                for n, text, chars in zip(tokens.n_tokens, tokens.text, tokens.chars, strict=True)
+            ]
+        counts, estimated = zip(*found, strict=True)
+        return counts, estimated
 
     def _record_line(self, record: Record) -> msgspec.Raw | dict[str, Any]:
         """A record closes at its opening plus its duration."""
@@ -686,15 +683,6 @@ class LogWriter:
             "of": of if isinstance(of, str) and of in EVENTS else "event",
             "error_type": type(error).__name__,
         }
-
-
-def _tokens_of(item: Any) -> Sequence[TokenEvent]:
-    """The tokens of one request that an item of a batch is; empty if it is something else."""
-    if type(item) is TokenEvent:
-        return (item,)
-    if type(item) is Tokens:
-        return item.events()
-    return item if type(item) is list else ()
 
 
 def segment_files(folder: Path, segment: str = "") -> list[Path]:

@@ -20,7 +20,7 @@ SUBJECT = "Ada Lovelace"
 
 
 def token(request_id, index, text):
-    return TokenEvent(0, request_id, index, 1.0, 1, text, len(text), "up/m", "external", 0)
+    return TokenEvent(0, request_id, index, 1.0, 1, text, True, "up/m", "external", 0)
 
 
 def record(request_id, tenant, class_="internal", **more):
