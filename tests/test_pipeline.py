@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from functools import partial
 import threading
+from functools import partial
 
 import pytest
 from front import POLICY, Client, body
