@@ -1,27 +1,23 @@
-"""The log: one JSON-lines schema for tokens, request events and lifecycle events, written by a thread of its own.
+"""The log: tokens, request events and lifecycle events as JSON lines, written by a thread of its own.
 
 The event loop only appends; encoding, counting, masking and the disk happen on the thread. Knows nothing of what the events
-mean. The schema is docs/logs.md and docs/log-schema.json.
+mean; events.py lists them.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
-import select
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path, PurePath
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -29,7 +25,9 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.events import EVENTS
 from gateway.ledger import Later, Record, TokenEvent, Tokens, by_request
+from gateway.sinks import RETRY_S, Files, Sink, Stdout
 
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
@@ -43,16 +41,8 @@ MOST_BATCH_LINES = 512
 _YIELD_S = 0.0001
 """Between two batches. A write is over too soon for a waiting event loop to get the interpreter lock; a nap is not."""
 
-RETRY_S = 0.1
-"""Between two attempts to write to a sink that failed."""
-
-_PIPE_ATOM = 4096
-"""Linux: a pipe that polls as writable takes this much without blocking, and takes it in one piece."""
-
 _SHORT_CHARS = 24
 """Texts up to this length, most of which come again and again, are counted once."""
-
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _NAMED_SECRET = re.compile(
     r"(?i)(proxy-)?authorization|(set-)?cookie|(.*[-_])?(api[-_]?)?key|(.*[-_])?(secret|password|access_token)"
@@ -66,81 +56,6 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 
 _TRUSTED_LOGGERS = frozenset({"uvicorn.error"})
 """Standard-library loggers whose messages never carry text of a request; of all others only name and place are kept."""
-
-
-class Event(Struct, frozen=True):
-    """What one kind of log line tells, and the fields it always has beside `time`, `event` and `level`."""
-
-    when: str
-    lifecycle: bool = False
-    """About the gateway, not about one request: has no `request_id`, and may carry the message of a GatewayError."""
-    fields: tuple[str, ...] = ()
-    level: Literal["info", "warning", "error"] = "info"
-
-
-_DECISION = ("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "redact", "limits", "refusal")
-
-EVENTS: Mapping[str, Event] = MappingProxyType(
-    {
-        "request.opened": Event("a request was accepted for work", fields=("request_id", "endpoint")),
-        "route.decided": Event(
-            "policy said where the request may go",
-            fields=_DECISION,
-        ),
-        "route.explained": Event(
-            "policy said where the request would go; it went nowhere",
-            fields=_DECISION,
-        ),
-        "cache.hit": Event("the answer comes from the cache", fields=("request_id", "tier")),
-        "cache.miss": Event("the cache had no answer that may be used", fields=("request_id", "reason")),
-        "upstream.failed": Event(
-            "one attempt at one upstream failed", fields=("request_id", "upstream", "kind"), level="warning"
-        ),
-        "redaction.failed": Event(
-            "a request was to be masked for an upstream and could not be, so nothing was sent to it",
-            fields=("request_id", "upstream", "reason"),
-            level="warning",
-        ),
-        "request.crashed": Event("a fault of the gateway's own", fields=("request_id", "fault", "place"), level="error"),
-        "response.unstored": Event(
-            "a response could not be stored, and its client was told so", fields=("request_id", "reason"), level="warning"
-        ),
-        "token": Event(
-            "one event that carried content passed to the client",
-            fields=("request_id", "index", "ms", "n_tokens", "upstream", "source", "choice", "chars"),
-        ),
-        "output.secret_found": Event(
-            "the answer held credentials; they are masked in the log", fields=("request_id", "kind", "count"), level="warning"
-        ),
-        "request.closed": Event("the request ended; its whole record", fields=("request_id", "endpoint", "ending", "status")),
-        "gateway.started": Event("the supervisor runs", lifecycle=True),
-        "gateway.stopped": Event("the supervisor ended in order", lifecycle=True),
-        "worker.ready": Event("a worker process can work", lifecycle=True, fields=("worker",)),
-        "worker.lost": Event("a worker process died or cannot be reached", lifecycle=True, fields=("worker",), level="error"),
-        "policy.activated": Event("a policy is in force from here on", lifecycle=True, fields=("policy",)),
-        "policy.refused": Event(
-            "changed policies were refused; the last good ones stay", lifecycle=True, fields=("reason",), level="error"
-        ),
-        "data.purged": Event(
-            "what was kept was erased; by whom, what was meant, and how much",
-            lifecycle=True,
-            fields=("by", "selector", "erased"),
-            level="warning",
-        ),
-        "log.failed": Event(
-            "a log sink cannot be written (on standard error)", lifecycle=True, fields=("reason",), level="error"
-        ),
-        "log.healed": Event("the sink takes lines again", lifecycle=True, fields=("failed_s",), level="warning"),
-        "log.dropped": Event("lines were lost because the queue was full", lifecycle=True, fields=("count",), level="error"),
-        "log.unencodable": Event(
-            "a line could not be written as JSON", lifecycle=True, fields=("of", "error_type"), level="error"
-        ),
-        "library.logged": Event(
-            "a library logged a warning or an error", lifecycle=True, fields=("logger", "place"), level="warning"
-        ),
-    }
-)
-"""Every kind of line. An event that is not here is written all the same, but a test finds its name in the source."""
 
 
 _WORDS = {
@@ -195,142 +110,6 @@ class _Clock:
             self._second = second
             self._head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return self._head
-
-
-class _Sink(Protocol):
-    """Takes blocks of whole lines, as far as it can."""
-
-    place: str
-
-    def write(self, block: bytes, at: int) -> int:
-        """Write some of `block` from `at` on; returns how far the block is written now.
-
-        That may be before `at` when the beginning of a line was lost with its file. Raises OSError; nothing is written then.
-        """
-        ...
-
-    def close(self) -> None:
-        """Give up what it holds."""
-        ...
-
-
-class _Files:
-    """A segment: files SEGMENT-YYYYmmddTHHMMSS-N.jsonl in one folder, the next one begun between two lines."""
-
-    def __init__(self, folder: Path, *, segment: str, rotate_bytes: int, keep_files: int) -> None:
-        self.place = f"log folder {folder}"
-        self._folder = folder
-        self._segment = segment
-        self._rotate_bytes = rotate_bytes
-        self._keep_files = keep_files
-        self._stamp = ""
-        self._number = 0
-        self._fd = -1
-        self._size = 0
-
-    def write(self, block: bytes, at: int) -> int:
-        # A purge takes a file away under the same lock: what is written is in the file that it read, or in the next one.
-        if not self._held():
-            at = block.rfind(b"\n", 0, at) + 1
-            self._begin()
-        try:
-            return self._write(block, at)
-        finally:
-            self._let_go()
-
-    def _write(self, block: bytes, at: int) -> int:
-        end = self._room(block, at)
-        if end == at:
-            self._begin()
-            end = self._room(block, at)
-        try:
-            wrote = os.write(self._fd, memoryview(block)[at:end])
-        except OSError as error:
-            # A full disk may heal in the middle of a line; any other fault may be the file's own, unless it is a fresh one.
-            if error.errno not in _DISK_FULL and self._size:
-                self.close()
-            raise
-        self._size += wrote
-        return at + wrote
-
-    def _held(self) -> bool:
-        """Lock the file that is open; False when there is none, or it was deleted."""
-        if self._fd < 0:
-            return False
-        self._lock()
-        return os.fstat(self._fd).st_nlink > 0
-
-    def _lock(self) -> None:
-        with suppress(OSError):  # a file system without locks has no purge of a running log either
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def _let_go(self) -> None:
-        if self._fd >= 0:
-            with suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _room(self, block: bytes, at: int) -> int:
-        """Where in `block` this file must end: at the last line that fits, or after the one line that is begun or too long."""
-        room = self._rotate_bytes - self._size
-        if at + room >= len(block):
-            return len(block)
-        begun = at > 0 and block[at - 1] != 0x0A
-        end = block.rfind(b"\n", at, at + room) + 1 if room > 0 else 0
-        if end > at:
-            return end
-        return block.index(b"\n", at) + 1 if begun or not self._size else at
-
-    def open(self) -> None:
-        """Begin the next file, readable by its owner alone, and remove the oldest above `keep_files`. Raises OSError."""
-        self._begin()
-        self._let_go()
-
-    def _begin(self) -> None:
-        """As `open`, and keep it locked."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Never an older stamp or a smaller number than before: the name says which file is the oldest.
-        self._stamp = max(self._stamp, time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
-        while True:
-            path = self._folder / f"{self._segment}-{self._stamp}-{self._number}.jsonl"
-            self._number += 1
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                break
-            except FileExistsError:
-                continue
-        self.close()
-        self._fd, self._size = fd, 0
-        self._lock()
-        self._prune(path)
-
-    def _prune(self, current: Path) -> None:
-        if not self._keep_files:
-            return
-        old = [path for path in segment_files(self._folder, self._segment) if path != current]
-        for path in old[: max(0, len(old) + 1 - self._keep_files)]:
-            path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-
-class _Stdout:
-    """Standard output. Never blocks for long: a reader that does not read is a failing sink."""
-
-    place = "standard output"
-
-    def write(self, block: bytes, at: int) -> int:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), select.POLLOUT)
-        if not poll.poll(RETRY_S * 1000):
-            raise BlockingIOError(errno.EAGAIN, "nobody reads it")
-        end = len(block) if len(block) - at <= _PIPE_ATOM else block.rfind(b"\n", at, at + _PIPE_ATOM) + 1
-        return at + os.write(sys.stdout.fileno(), memoryview(block)[at : end if end > at else at + _PIPE_ATOM])
-
-    def close(self) -> None:
-        """Standard output is not ours to close."""
 
 
 class Between(Protocol):
@@ -397,9 +176,9 @@ class LogWriter:
         self._queue_limit = queue_limit
         self._count_tokens = count_tokens
         self._count_again = lru_cache(maxsize=8192)(count_tokens)
-        self._sinks: list[_Sink] = [_Stdout()] if stdout else []
+        self._sinks: list[Sink] = [Stdout()] if stdout else []
         if folder is not None:
-            files = _Files(folder, segment=segment, rotate_bytes=rotate_bytes, keep_files=keep_files)
+            files = Files(folder, segment=segment, rotate_bytes=rotate_bytes, keep_files=keep_files)
             self._sinks.append(files)
             if on_full == "refuse":
                 _open_or_refuse(files, folder)
@@ -685,14 +464,6 @@ class LogWriter:
         }
 
 
-def segment_files(folder: Path, segment: str = "") -> list[Path]:
-    """The log files in a folder, oldest first by the time in their names; of one segment when it is named. Raises OSError."""
-    name = re.compile(rf"({re.escape(segment) if segment else '.+'})-(\d{{8}}T\d{{6}})-(\d+)\.jsonl")
-    found = [(match, path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
-    found.sort(key=lambda pair: (pair[0][2], int(pair[0][3]), pair[0][1]))
-    return [path for _, path in found]
-
-
 def masked(value: Any, name: str = "") -> Any:
     """`value` as plain JSON without secrets: whatever stands under a key named like one, and every `gw-` or `sk-` string in it.
 
@@ -777,7 +548,7 @@ class _LibraryLogs(logging.Handler):
         self._writer.event(event)
 
 
-def _open_or_refuse(files: _Files, folder: Path) -> None:
+def _open_or_refuse(files: Files, folder: Path) -> None:
     try:
         files.open()
     except OSError as error:

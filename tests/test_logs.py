@@ -24,8 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError, Problem, WorkerGone
+from gateway.events import EVENTS
 from gateway.ledger import Later, Record, TokenEvent, Tokens, Usage
-from gateway.logs import EVENTS, WAKE_S, LogWriter, _Files, configure, masked, segment_files
+from gateway.logs import WAKE_S, LogWriter, configure, masked
+from gateway.sinks import Files, segment_files
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "docs/log-schema.json").read_text())
@@ -162,7 +164,7 @@ def test_a_file_size_limit_costs_no_line():
 import resource, sys, tempfile
 from pathlib import Path
 from tests.test_logs import make, token
-from gateway.logs import segment_files
+from gateway.sinks import segment_files
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 folder = Path(tempfile.mkdtemp())
 log = make(folder)
@@ -295,7 +297,7 @@ def _lost_to_a_kill(folder):
 def test_rotation_cuts_between_lines_only(tmp_path_factory, lengths, rotate_bytes, block_lines):
     """Whatever the lines and the limit, the files together hold every line once, and none is above the limit but for one line."""
     folder = tmp_path_factory.mktemp("logs")
-    files = _Files(folder, segment="s", rotate_bytes=rotate_bytes, keep_files=0)
+    files = Files(folder, segment="s", rotate_bytes=rotate_bytes, keep_files=0)
     texts = [b"%d" % (index % 10) * length + b"\n" for index, length in enumerate(lengths)]
     for start in range(0, len(texts), block_lines):
         block, at = b"".join(texts[start : start + block_lines]), 0

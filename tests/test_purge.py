@@ -13,8 +13,9 @@ import threading
 import pytest
 
 from gateway.ledger import Record, TokenEvent
-from gateway.logs import LogWriter, segment_files
+from gateway.logs import LogWriter
 from gateway.purge import Selector, Subject, log_files, purge_logs
+from gateway.sinks import segment_files
 
 SUBJECT = "Ada Lovelace"
 

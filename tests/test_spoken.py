@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.ledger import Later, Ledger, Record, TokenEvent, Tokens, by_request
-from gateway.logs import LogWriter, segment_files
+from gateway.logs import LogWriter
 from gateway.output_scan import MASK, OutputScan
+from gateway.sinks import segment_files
 from gateway.spoken import Spoken
 
 ALNUM = string.ascii_letters + string.digits

@@ -27,7 +27,8 @@ from pathlib import Path
 import structlog
 
 from gateway.ledger import TokenEvent
-from gateway.logs import LogWriter, segment_files
+from gateway.logs import LogWriter
+from gateway.sinks import segment_files
 from gateway.spoken import Spoken
 from gateway.tokens import Counter
 
