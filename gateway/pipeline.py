@@ -160,7 +160,7 @@ class Pipeline:
         _note_hit(ledger, found)
         headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
         if found.tier == "exact" and judged.how is NATIVE and judged.before is NOTHING and key is not None:
-            self._again.keep(incoming, generation, request, facts, key)
+            self._again.keep(incoming, generation, request, facts, key, near=self._near_a_limit(generation, facts))
         if first is None:
             return await reply.stored(ledger, found, request, headers)
         hit = await reply.stored(ledger, found, first.chat, headers)
@@ -209,6 +209,9 @@ class Pipeline:
         """The cached answer to a request whose equal had it before; None, and nothing is logged, where it must be read anew."""
         request = known.request
         facts = replace(known.facts, seed=ledger.request_id, hour=facts_of.hour(ledger.opened_at))
+        _note_request(ledger, request, facts)
+        if not known.near and self._near_a_limit(generation, facts):
+            return None
         health = self._health_of(generation, facts.model)
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if decision.cache == "off" or decision.refusal is not None:
@@ -216,7 +219,6 @@ class Pipeline:
         found = self._cache.at_once(known.scope, class_=facts.class_)
         if found is None:
             return None
-        _note_request(ledger, request, facts)
         self._tell(decision, facts, incoming, ledger, health=health)
         _note_hit(ledger, found)
         return await reply.stored(ledger, found, request, self._headers(decision, "cache", f"hit-{found.tier}", ledger.why))
