@@ -63,6 +63,8 @@ class Supervisor:
         self._sockets = {"cache": str(self._run_dir / "cache.sock")}
         for name in config.chat_models():
             self._sockets[f"model:{name}"] = str(self._run_dir / f"model-{name}.sock")
+        if config.names is not None:
+            self._sockets["names"] = str(self._run_dir / "names.sock")
         self._problems: dict[str, str] = dict.fromkeys((*self._workers(), *listeners), "starting")
         self._fronts = Fronts(self._tell)
         self._admin_key = "gw-" + secrets.token_urlsafe(32)
@@ -72,6 +74,7 @@ class Supervisor:
 
     def _workers(self) -> list[str]:
         found = [f"model:{name}" for name in self._config.chat_models()]
+        found += ["names"] if self._config.names is not None else []
         return ["cache", *found] if self._embedder() else found
 
     def _embedder(self) -> str | None:
@@ -124,8 +127,8 @@ class Supervisor:
         return f"http://{_reachable(host)}:{port}"
 
     def _blocked(self, name: str) -> str | None:
-        """Missing weights. The cache worker runs without its embedder, so that it can say so."""
-        if name == "cache":
+        """Missing weights. The cache worker runs without its embedder, so that it can say so; the names worker names its own."""
+        if not name.startswith("model:"):
             return None
         return weights.missing(self._config, name.removeprefix("model:"))
 
@@ -134,13 +137,30 @@ class Supervisor:
     async def _start_worker(self, name: str) -> Started:
         with suppress(FileNotFoundError):
             os.unlink(self._sockets[name])  # noqa: PTH108 - one system call on a socket's name, nothing to wait for
-        command = self._cache_command() if name == "cache" else self._model_command(name.removeprefix("model:"))
+        command = self._command(name)
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *command, stdin=pipe, stdout=pipe, start_new_session=True
         )
         assert child.stdout is not None  # noqa: S101 - for the type checker; it is a pipe
         return child, states(child.stdout, partial(self._tell, name))
+
+    def _command(self, name: str) -> list[str]:
+        if name == "cache":
+            return self._cache_command()
+        return self._names_command() if name == "names" else self._model_command(name.removeprefix("model:"))
+
+    def _names_command(self) -> list[str]:
+        names = self._config.names
+        assert names is not None  # noqa: S101 - for the type checker; without it there is no such worker
+        return [
+            "gateway.names.worker",
+            *("--socket", self._sockets["names"]),
+            *("--engine", names.engine),
+            *("--model", self._config.names_model()),
+            *("--language", names.language),
+            *("--least-score", str(names.least_score)),
+        ]
 
     def _cache_command(self) -> list[str]:
         cache, name = self._config.cache, self._embedder() or ""

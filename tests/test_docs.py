@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -73,11 +74,16 @@ def test_every_setting_is_shown_in_its_section():
 
 def test_no_part_of_the_config_is_left_out():
     """The test above knows every struct that the config is made of."""
-    known = {config.Server, config.Cache, config.Logs, config.Policies, config.Model, config.Candidate, config.Key}
+    known = {config.Server, config.Cache, config.Names, config.Logs, config.Policies, config.Model, config.Candidate, config.Key}
     known |= {*get_args(config.UpstreamConfig), *get_args(config.LocalModel), config.Config}
     made = {value for value in vars(config).values() if isinstance(value, type) and issubclass(value, msgspec.Struct)}
     assert {struct for struct in made if struct.__module__ == "gateway.config"} == known
-    assert {get_origin(hint) or hint for hint in get_type_hints(config.Config).values()} <= {str, dict, tuple, *known}
+    hints = {
+        one
+        for hint in get_type_hints(config.Config).values()
+        for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
+    }
+    assert {get_origin(hint) or hint for hint in hints} <= {str, dict, tuple, type(None), *known}
 
 
 API_ERRORS = {
