@@ -40,6 +40,7 @@ from gateway.reply import Reply
 from gateway.responses.recall import Recall
 from gateway.responses.serve import ENDPOINTS, NATIVE, NOTHING, Before, Responses, Translation, Ways, ways
 from gateway.restore import masked
+from gateway.stream import Pool, Room
 from gateway.upstreams import Call
 
 __all__ = ["Incoming", "Keeper", "Pipeline", "decided"]
@@ -114,6 +115,7 @@ class Pipeline:
         self._responses = responses
         self._redactor = redactor
         self._again = Again()
+        self._pool = Pool(config.cache.exact_max_bytes)
         self._recall = Recall(
             config=config,
             generation=generation,
@@ -177,7 +179,8 @@ class Pipeline:
         headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]), ledger.why)
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
         made = self._made(asked.incoming, request, facts)
-        keeper = Keeper(self._cache, asked.key, asked.mode, facts.class_, no_store="no-store" in asked.control, made=made)
+        no_store = "no-store" in asked.control
+        keeper = Keeper(self._cache, asked.key, asked.mode, facts.class_, pool=self._pool, no_store=no_store, made=made)
         translated = how.through_chat(opened.option)
         sent = translated.chat if translated else request
         answer = await reply.relayed(ledger, opened, sent, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
@@ -556,19 +559,21 @@ class Keeper:
         mode: Mode,
         class_: Class,
         *,
+        pool: Pool,
         no_store: bool,
         made: Callable[[str, Opened], None],
     ) -> None:
         self.made = made
+        self._pool = pool
         self._cache = cache
         self._key = key
         self._mode: Mode = "off" if no_store else mode
         self._class = class_
 
-    @property
-    def room(self) -> int:
+    def room(self) -> Room | None:
         """See `reply.Keeper`."""
-        return KEEP_BYTES if self._key is not None and self._mode != "off" and self._class in CACHEABLE_CLASSES else 0
+        keeps = self._key is not None and self._mode != "off" and self._class in CACHEABLE_CLASSES
+        return Room(KEEP_BYTES, self._pool) if keeps else None
 
     def keep(self, entry: Entry, *, exact_only: bool) -> None:
         """See `reply.Keeper`."""
