@@ -28,7 +28,7 @@ from gateway.auth import KeyFile, configured_keys, digest
 from gateway.config import ChatModel, Config, EmbeddingModel, off_reason, redis_url
 from gateway.control import Fronts
 from gateway.errors import ConfigError, Problem
-from gateway.files import write_atomically
+from gateway.files import make_private, write_atomically
 from gateway.policy.generation import Generation
 from gateway.policy.generation import load as load_policies
 from gateway.policy.store import Activated, Broken, Store, Waiting, Watcher
@@ -321,7 +321,7 @@ def _waiting_text(waiting: Waiting) -> str:
 def _run_dir(config: Config) -> Path:
     """Where the Unix sockets stand: in the state folder, or under the temporary folder when that path is too long for one."""
     folder = config.state_dir / "run"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(folder)
     longest = max((len(name) for name in config.local_models), default=0) + len("model-.sock")
     if len(os.fsencode(folder)) + 1 + longest <= SOCKET_PATH_BYTES:
         return folder
@@ -371,7 +371,7 @@ def hold_state(config: Config) -> IO[bytes]:
     """Make the state folder this gateway's own. Raises ConfigError when it cannot be written or another gateway uses it."""
     folder = config.state_dir
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         lock = (folder / "lock").open("ab")
     except OSError as error:
         message = f"the state folder cannot be written: {error.strerror}; mend its permissions, or set another server.state_dir"
@@ -391,7 +391,7 @@ def _check_log_folder(config: Config) -> None:
     if config.logs.stdout or config.logs.on_full == "drop":
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
