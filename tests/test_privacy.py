@@ -386,7 +386,7 @@ def test_both_engines_find_the_same(text):
 class Exhaustive(Detector):
     """Runs every gate over the whole text."""
 
-    def _hot(self, data):
+    def _hot(self, shape, data):
         return [(0, len(data))]
 
 
@@ -449,7 +449,7 @@ def test_a_text_full_of_what_is_no_finding_is_restricted_like_one_that_is_too_lo
         "2026-11-{d} client version {d}.{d}.{b}.{b} connected after {b} ms",
         "git@github.com:team/repository{n8}.git",
         "Icon{b}@2x.png",
-        '{{"vid":{n8}1,"t":{b}}}',
+        '{{"id":{n8}1,"t":{b}}}',
         "  std::map<ab::cd> value = db::get(fe::x{n8});",
         "{n8}{n8}{n8}{n8}  file-{b}.txt",
     ],
@@ -656,10 +656,10 @@ def test_verdicts_are_bounded_and_hold_no_text():
     for n in range(3):
         detector.kinds_of_all([f"{n} a@b.com " * 300])
     memory = detector._verdicts
-    assert set(memory._young.values()) == {frozenset({"email"})}
+    assert {kinds for kinds, _ in memory._young.values()} == {frozenset({"email"})}
     assert all(len(mark) <= 32 and b"a@b" not in mark for mark in memory._young)
     for n in range(20_000):
-        memory.put(n.to_bytes(4, "big"), frozenset())
+        memory.put(n.to_bytes(4, "big"), (frozenset(), 0))
     assert len(memory._young) + len(memory._old) <= 2 * privacy._REMEMBERED
 
 
