@@ -376,6 +376,9 @@ class _Gates:
         self.groups = [(compiled(group.shape), prepared(group.families)) for group in GROUPS]
         """Each shape is a pass of its own: joined, patterns that count signs have more states than can be built in time."""
         self.needy = prepared(NEEDY)
+        many = {marks for family in FAMILIES if len(marks := family.needs or family.near) > 1 and marks[0].isalpha()}
+        self.marks = {marks: compiled(_one_of(marks)) for marks in many}
+        """One pass for several words: each by itself may take as long."""
         self.plain = {family.gate: _look_ahead(family) for family in FAMILIES if not family.wordy}
         words = {rule.before for family in FAMILIES for rule in family.rules} | {named.words for named in NAMED}
         self.words = {pattern: compiled(pattern) for pattern in words if pattern}
@@ -492,9 +495,8 @@ class Detector:
             hot = self._hot(shape, data)
             hunt.spend(_SEARCH * len(hot))
             for gate, family, kinds in families if hot else ():
-                marks = [mark for mark in family.needs or family.near if mark in low]
-                wanted = marks or not (family.needs or family.near)
-                for begin, stop in hot if wanted else ():
+                marks = family.needs or family.near
+                for begin, stop in hot if self._first(marks, low) >= 0 else ():
                     if kinds <= done:
                         break
                     if marks and all(low.find(mark, begin, stop) < 0 for mark in marks):
@@ -505,9 +507,9 @@ class Detector:
                             if kinds <= done:
                                 break
         for gate, family, kinds in self._gates.needy:
-            firsts = [place for need in family.needs if (place := low.find(need)) >= 0]
-            if firsts and not kinds <= done:
-                for found in self._stretch(gate, family, hunt, (max(0, min(firsts) - SHAPE_BYTES), len(data))):
+            first = -1 if kinds <= done else self._first(family.needs, low)
+            if first >= 0:
+                for found in self._stretch(gate, family, hunt, (max(0, first - SHAPE_BYTES), len(data))):
                     if found[2] > since:
                         yield found
                         if kinds <= done:
@@ -516,6 +518,15 @@ class Detector:
             for found in chain(self._named_numbers(hunt), self._named_ids(hunt)):
                 if found[2] > since:
                     yield found
+
+    def _first(self, marks: tuple[bytes, ...], low: bytes) -> int:
+        """Where the first of these stands, or -1; 0 where there are none to look for."""
+        if not marks:
+            return 0
+        if marks in self._gates.marks:
+            first = self._gates.marks[marks].search(low, 0, len(low))
+            return first.start() if first else -1
+        return min((place for mark in marks if (place := low.find(mark)) >= 0), default=-1)
 
     def _stretch(self, gate: Gate, family: Family, hunt: _Hunt, within: tuple[int, int]) -> Iterator[_Found]:
         """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
@@ -794,7 +805,7 @@ _SPILL = 64
 """Bytes that the last match of a block may reach over its end, or the block is not kept."""
 _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
-_STEPS, _CHARS_A_STEP = 2_000, 42
+_STEPS, _CHARS_A_STEP = 2_000, 48
 """Steps of about a microsecond that a text may cost, whatever its length, and characters that allow one more."""
 _MATCH, _SEARCH, _SEARCHED, _SCANNED = 3, 2, 512, 64
 """Steps of a gate's match, and of a search; bytes that a step of RE2, and of `re`, passes over."""

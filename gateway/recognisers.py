@@ -231,12 +231,9 @@ _CARD_GATE = (
 """A length that a card has behind its prefix, or a shape."""
 _CARD_STRICT = re.compile(
     _LEAD
-    + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)(?=[0-9]{12,19}(?![0-9A-Za-z])|"
-    + b"|".join(
-        shape.replace(b"_", rb"(?P<s%d>[ \t./_\-]{1,3})" % n, 1).replace(b"_", b"(?P=s%d)" % n)
-        for n, shape in enumerate(_CARD_PRINTED.split(b"|"))
-    )
-    + rb")"
+    + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)(?=[0-9]{12,19}(?![0-9A-Za-z])"
+    rb"|[0-9]{4}(?P<s>_)(?:[0-9]{4}(?P=s)(?:[0-9]{4}(?P=s)[0-9]{4}|[0-9]{5})|[0-9]{6}(?P=s)[0-9]{4}|[0-9]{3}(?P=s)[0-9]{3}(?P=s)[0-9]{3})"
+    rb"|[0-9]{6}_[0-9]{13}|[0-9]{8}_[0-9]{8})".replace(b"_", rb"[ \t./_\-]{1,3}")
 )
 _CARD_RULES = (Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"), _card),)
 _CARD_NAMED = Named(
@@ -384,6 +381,7 @@ _THREES_STRICT = re.compile(
 """As the gates of SSN and North American numbers, from one sign: `re` is quick where it has one set of signs to look for."""
 _CALLED_GATE = rb"[0-9]" + _BEHIND_NUMBER
 """Only the end of the number: how many ways there are to write what stands before is left to the rule."""
+_CALLED_STRICT = re.compile(rb"[0-9](?=[ \t,:(\-]{0,3}[PTMCFOHWIYptmcfohwiy])(?=" + _BEHIND_NUMBER + rb")")
 _CALLED_NEEDS = (b"phone", b"tel", b"mobile", b"cell", b"fax", b"office", b"home", b"work", b"number")
 _CALLED_RULES = (Rule("phone", re.compile(_NUMBER + rb"(?=" + _BEHIND_NUMBER + rb"\b)"), _named_phone),)
 _PHONE_NAMED = Named(_PHONE_WORD, Rule("phone", re.compile(_NUMBER), _named_phone), digits=7)
@@ -913,9 +911,7 @@ _INNER_TOKEN_RULES = (
     Rule("secret", re.compile(rb"(?<=[0-9a-f]{32})-us[0-9]{1,2}" + _SHUT), lambda match: (match.start() - 32, match.end())),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
 )
-_INNER_TOKEN_GATE = (
-    rb"[0-9A-Za-z]\.atlasv1\.|[0-9]:AA[0-9A-Za-z_\-]{33}|[0-9a-f]{8}-us[0-9]|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]"
-)
+_INNER_TOKEN_GATE = rb"\.atlasv1\.|:AA[0-9A-Za-z_\-]{8}|-us[0-9]|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]"
 """Those that begin in the middle of a word."""
 _BEARER_RULES = (
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
@@ -986,7 +982,7 @@ GROUPS = (
                 by_word=True,
                 strict=_THREES_STRICT,
             ),
-            Family(_CALLED_GATE, _CALLED_RULES, by_word=True, back=CALLED_BYTES, needs=_CALLED_NEEDS),
+            Family(_CALLED_GATE, _CALLED_RULES, by_word=True, back=CALLED_BYTES, needs=_CALLED_NEEDS, strict=_CALLED_STRICT),
             Family(_WRITTEN_GATE, (_WRITTEN_ID,), by_word=True, strict=_WRITTEN_STRICT),
         ),
     ),
