@@ -11,6 +11,7 @@ import hashlib
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.auth import Principal
 from gateway.cache import Scope
 from gateway.facts import Facts
 from gateway.incoming import Incoming
@@ -23,7 +24,7 @@ MOST_KNOWN = 4096
 _READ_HEADERS = frozenset({"cache-control", "x-gateway-class", "x-gateway-tags", "x-gateway-deadline-ms"})
 """What facts and cache take from the head; a request with any of them is always read."""
 
-_Key = tuple[bytes, str, str, str, str, str]
+_Key = tuple[bytes, str, str, Principal]
 
 
 class Known(Struct, frozen=True):
@@ -34,6 +35,8 @@ class Known(Struct, frozen=True):
     facts: Facts
     scope: Scope
     """Without its text, so good for the exact tier alone."""
+    near: bool
+    """Whether its size was near a limit and could not be counted. Where it comes near one later, it must be read."""
 
 
 class Again:
@@ -44,13 +47,15 @@ class Again:
         self._known: dict[_Key, Known] = {}
 
     def find(self, incoming: Incoming, generation: Generation) -> Known | None:
-        """What is known of a request with the same bytes, from somebody who counts as the same."""
+        """What is known of a request with the same bytes, from the same principal."""
         if not self._known or generation is not self._generation:
             return None
         key = _key(incoming)
         return self._known.get(key) if key is not None else None
 
-    def keep(self, incoming: Incoming, generation: Generation, request: Request, facts: Facts, scope: Scope) -> None:
+    def keep(
+        self, incoming: Incoming, generation: Generation, request: Request, facts: Facts, scope: Scope, *, near: bool
+    ) -> None:
         """It was answered from the exact tier, as it came: untranslated, and going on from nothing."""
         key = _key(incoming)
         if key is None:
@@ -60,12 +65,11 @@ class Again:
             self._known.clear()
         if len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
-        self._known[key] = Known(replace(request, body=b"", data={}), facts, replace(scope, text=None))
+        self._known[key] = Known(replace(request, body=b"", data={}), facts, replace(scope, text=None), near)
 
 
 def _key(incoming: Incoming) -> _Key | None:
     """None for a request that must be read."""
     if len(incoming.body) > MOST_BYTES or incoming.query or not _READ_HEADERS.isdisjoint(incoming.headers):
         return None
-    principal, digest = incoming.principal, hashlib.sha256(incoming.body).digest()
-    return digest, incoming.endpoint, incoming.deployment, principal.tenant, principal.label, principal.class_floor
+    return hashlib.sha256(incoming.body).digest(), incoming.endpoint, incoming.deployment, incoming.principal

@@ -476,19 +476,6 @@ async def serve(control_fd: int) -> None:
     front = Front(start, activate, uplink)
     listeners = {name: socket.socket(fileno=fd) for name, fd in start.listeners.items()}
     own = listeners.pop(start.name)
-    config = uvicorn.Config(
-        create_app(front),
-        loop="uvloop",
-        http=Connections(front.edge, idle_s=IDLE_S, cors=bool(front.config.server.cors_origins)),  # type: ignore[arg-type]  # called as a class is
-        timeout_keep_alive=IDLE_S,
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=max(1, round(front.config.server.drain_s)),
-    )
     tasks: list[asyncio.Task[None]] = []
 
     async def hear(frame: control.News) -> None:
@@ -521,7 +508,7 @@ async def serve(control_fd: int) -> None:
         front.draining = server.should_exit = True
         uplink.say("finishes its requests, then starts anew; the other front workers take its new connections")
 
-    server = _Server(config, on_serving=serving)
+    server = _Server(_settings(front), on_serving=serving)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -529,6 +516,22 @@ async def serve(control_fd: int) -> None:
         await server.serve(sockets=[own])
     await asyncio.gather(*(task for task in tasks if task.done()))
     await uplink.leave(front.counts())
+
+
+def _settings(front: Front) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(front),
+        loop="uvloop",
+        http=Connections(front.edge, idle_s=IDLE_S, cors=bool(front.config.server.cors_origins)),  # type: ignore[arg-type]  # called as a class is
+        timeout_keep_alive=IDLE_S,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=max(1, round(front.config.server.drain_s)),
+    )
 
 
 def _raise_open_files() -> None:

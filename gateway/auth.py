@@ -134,8 +134,8 @@ class Keys:
         # A dict finds the digest of a secret with 256 random bits: timing tells nothing that helps to guess it.
         found = self._by_digest.get(wanted)
         if found is None or not hmac.compare_digest(found[0], wanted):
-            hint = key[:11] + "..." if key.startswith("gw-") else "a key that is not ours (gw-...)"
-            raise Unauthorized(f"Incorrect API key provided: {ascii(hint)[1:-1]}. Make one with: gateway keys new")
+            hint = key[:11] + "..." if key.startswith("gw-") else "a key that is not ours (gw-...)."
+            raise Unauthorized(f"Incorrect API key provided: {ascii(hint)[1:-1]} Make one with: gateway keys new")
         return found[1]
 
     def labelled(self, label: str) -> Principal | None:

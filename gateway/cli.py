@@ -97,7 +97,7 @@ def _missing_weights(config: Config) -> list[str]:
 @cli.command()
 @with_config
 @with_json
-@click.argument("asked", metavar="REQUEST_ID|FILE|-", default="-")
+@click.argument("asked", metavar="REQUEST_ID|FILE|-")
 @click.option("--endpoint", type=click.Choice(list(ENDPOINTS)), default="chat/completions")
 @click.option("--policy", default="", help="Route policy; default: the key's, else the config's.")
 @click.option("--tenant", default="", help="As if a key of this tenant asked. Default: the key's, else `default`.")
@@ -124,15 +124,23 @@ def explain(
     if asked.startswith("req_") and not Path(asked).exists():
         explanation = _explained_before(config, asked)
     else:
-        with click.open_file(asked, "rb") as file:
-            body = file.read()
         explanation = _explained_now(
-            config, body, endpoint=endpoint, policy=policy, tenant=tenant, key_label=key_label, class_=class_
+            config, _body(asked), endpoint=endpoint, policy=policy, tenant=tenant, key_label=key_label, class_=class_
         )
     if as_json:
         click.echo(json.dumps(explanation.as_json(), indent=1))
     else:
         show(explanation.render())
+
+
+def _body(file: str) -> bytes:
+    try:
+        with click.open_file(file, "rb") as opened:
+            body: bytes = opened.read()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}; give a file, a request id, or - for standard input"
+        raise ConfigError([Problem(file, message)]) from None
+    return body
 
 
 def _explained_before(config: Config, request_id: str) -> Explanation:
@@ -318,7 +326,9 @@ def logs_show(path: Path | None, request_id: str) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on with every new line, until Ctrl-C.")
 @click.option("--event", default="", help="Only lines of this event; a first word takes all of its kind: cache, upstream.")
 @click.option("--request", "request_id", default="", help="Only lines of this request.")
-@click.option("--lines", "-n", default=20, show_default=True, help="How many of the last lines to begin with.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(min=0), default=20, show_default=True, help="How many of the last lines to begin with."
+)
 def logs_tail(path: Path | None, follow: bool, event: str, request_id: str, lines: int) -> None:
     """Print the last lines of the log, oldest first."""
     from gateway import stats

@@ -117,7 +117,7 @@ class Dialect(Protocol):
         """Judge the data of an event before the answer has begun."""
         ...
 
-    def tap(self, *, strip_usage: bool, keep_bytes: int, choices: int) -> Tap:
+    def tap(self, *, strip_usage: bool, room: stream.Room | None, choices: int) -> Tap:
         """A reader for one stream; see `stream.Tap`."""
         ...
 
@@ -147,9 +147,9 @@ class Chat:
         chunk = stream.read_chunk(data)
         return Opening() if chunk is None else Opening(begins=True, error=chunk.error or None)
 
-    def tap(self, *, strip_usage: bool, keep_bytes: int, choices: int) -> stream.Tap:
+    def tap(self, *, strip_usage: bool, room: stream.Room | None, choices: int) -> stream.Tap:
         """See `Dialect.tap`."""
-        return stream.Tap(strip_usage=strip_usage, keep_bytes=keep_bytes, choices=choices)
+        return stream.Tap(strip_usage=strip_usage, room=room, choices=choices)
 
     def whole(self, body: bytes) -> Whole | None:
         """See `Dialect.whole`."""
@@ -318,7 +318,7 @@ class Typed:
         event = _object(data)
         return Opening() if event is None else Opening(begins=True, error=_typed_error(event))
 
-    def tap(self, *, strip_usage: bool, keep_bytes: int, choices: int) -> ResponsesTap:  # noqa: ARG002 - nothing to strip or keep
+    def tap(self, *, strip_usage: bool, room: stream.Room | None, choices: int) -> ResponsesTap:  # noqa: ARG002 - nothing to strip or keep
         """See `Dialect.tap`."""
         return ResponsesTap(self)
 
@@ -475,7 +475,7 @@ class Messages:
             return Opening()
         return Opening(begins=True, error=_message_error(event))
 
-    def tap(self, *, strip_usage: bool, keep_bytes: int, choices: int) -> MessagesTap:  # noqa: ARG002 - nothing to strip or keep
+    def tap(self, *, strip_usage: bool, room: stream.Room | None, choices: int) -> MessagesTap:  # noqa: ARG002 - nothing to strip or keep
         """See `Dialect.tap`."""
         return MessagesTap()
 

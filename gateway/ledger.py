@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from itertools import count, repeat
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field, to_builtins
@@ -38,42 +36,47 @@ class TokenEvent(NamedTuple):
     """Since the request was opened."""
     n_tokens: int
     """0: not known here; the log writer counts or estimates."""
-    text: str | None
-    """None where class or policy allow no text in the log; then `chars` stands alone."""
-    chars: int
+    text: str
+    """Searched for credentials on the log's thread, and written only when `shown`."""
+    shown: bool
+    """Whether class and policy allow the text in the log; where not, its length stands alone."""
     upstream: str
     source: str
     choice: int
-    said: str = ""
-    """The text whatever may be logged: it is searched for credentials on the log's thread, and never written."""
 
 
 class Tokens(NamedTuple):
-    """Several of one answer that came together and that nobody counted: one object for the loop to hand over, and no loop."""
+    """TokenEvents of one request in columns, so that what is done with each of them is done in C."""
 
-    time_ns: int
     request_id: str
-    first: int
-    """Index of the first."""
-    ms: float
-    words: list[str]
-    choices: list[int]
-    shown: bool
-    """Whether the words may stand in the log."""
     upstream: str
     source: str
+    shown: bool
+    time_ns: Sequence[int]
+    index: Sequence[int]  # type: ignore[assignment]  # as above
+    ms: Sequence[float]
+    n_tokens: Sequence[int]
+    text: Sequence[str]
+    chars: Sequence[int]
+    """Of the texts as they came: a mask may be shorter."""
+    choice: Sequence[int]
 
-    def events(self) -> list[TokenEvent]:
-        """One by one. All of it in C: a loop would cost 1 µs a token."""
-        words, choices, n = self.words, self.choices, len(self.words)
-        # What one choice says is searched as one text; the last of its events brings all of it.
-        said = [*repeat("", n - 1), "".join(words)] if choices.count(choices[0]) == n else words
-        columns = zip(
-            repeat(self.time_ns, n), repeat(self.request_id), count(self.first), repeat(self.ms), repeat(0),
-            words if self.shown else repeat(None), map(len, words), repeat(self.upstream), repeat(self.source), choices,
-            repeat("") if self.shown else said,
-        )  # fmt: skip
-        return list(map(_new_tuple, repeat(TokenEvent), columns))
+    @classmethod
+    def of(cls, events: Sequence[TokenEvent]) -> Tokens:
+        """Events of one request; texts are shown where all of them may be."""
+        times, ids, indexes, ms, counts, texts, shown, upstreams, sources, choices = zip(*events, strict=True)
+        chars = tuple(map(len, texts))
+        columns = (ids[0], upstreams[0], sources[0], False not in shown, times, indexes, ms, counts, texts, chars, choices)
+        return _new_tuple(cls, columns)
+
+    def between(self, begin: int, end: int) -> Tokens:
+        """Some of them, by place."""
+        common: tuple[Any, ...] = self[:_COLUMNS]
+        columns: tuple[Any, ...] = self[_COLUMNS:]
+        return Tokens(*common, *[column[begin:end] for column in columns])
+
+
+_COLUMNS = Tokens._fields.index("time_ns")
 
 
 class Later(NamedTuple):
@@ -141,9 +144,30 @@ class Record(Struct, frozen=True, kw_only=True):
     client_request_id: str = ""
 
 
-def _one_by_one(take: Callable[[TokenEvent], None], tokens: Tokens) -> None:
-    for token in tokens.events():
-        take(token)
+def by_request(batch: Sequence[Any]) -> list[Any]:
+    """What was handed to the log, with the TokenEvents of each request together as Tokens where the first of them stood.
+
+    What else there is of a request keeps its place among them.
+    """
+    found: list[Any] = []
+    runs: dict[str, list[TokenEvent]] = {}
+    for item in batch:
+        if type(item) is TokenEvent:
+            run = runs.get(item[1])
+            if run is None:
+                run = runs[item[1]] = []
+                found.append(run)
+            run.append(item)
+        else:
+            if runs:
+                runs.pop(request_of(item), None)
+            found.append(item)
+    return [Tokens.of(item) if type(item) is list else item for item in found]
+
+
+def request_of(thing: Any) -> str:
+    """The request that something handed to the log is about; empty where it is about none."""
+    return str(thing.get("request_id", "")) if isinstance(thing, dict) else thing.request_id
 
 
 class Ledger:
@@ -154,13 +178,16 @@ class Ledger:
         request_id: str,
         endpoint: str,
         *,
-        on_token: Callable[[TokenEvent], None],
+        on_token: Callable[[Any], None],
         on_event: Callable[..., None],
         on_record: Callable[[Record], None],
         on_later: Callable[[Later], None] | None = None,
         on_tokens: Callable[[Tokens], None] | None = None,
     ) -> None:
-        """`on_later` takes what `event_of` tells, else that goes to `on_event` at once; `on_tokens` takes many at a time."""
+        """`on_later` takes what `event_of` tells, else that goes to `on_event` at once.
+
+        `on_tokens` takes those that came together, else `on_token` does.
+        """
         self.request_id = request_id
         self.endpoint = endpoint
         self.opened_at = time.time()
@@ -169,7 +196,7 @@ class Ledger:
         self._on_event = on_event
         self._on_record = on_record
         self._on_later = on_later
-        self._on_tokens = on_tokens or partial(_one_by_one, on_token)
+        self._on_tokens = on_tokens or on_token
         self._first_ms: float | None = None
         self._sent_ms: float | None = None
         self._index = 0
@@ -217,16 +244,13 @@ class Ledger:
         if self._first_ms is None:
             self._first_ms = ms
             self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
-        chars = len(text)
-        self.chars_out += chars
-        shown = text if self.log_text else None
         # In the order of TokenEvent's fields: by name it would cost three times as much.
         event = (
-            time.time_ns(), self.request_id, self._index, ms, n_tokens, shown, chars, self._upstream, self._source, choice,
-            text,
+            time.time_ns(), self.request_id, self._index, ms, n_tokens, text, self.log_text, self._upstream, self._source, choice,
         )  # fmt: skip
         self._on_token(_new_tuple(TokenEvent, event))
         self._index += 1
+        self.chars_out += len(text)
 
     def contents(self, texts: list[tuple[int, str]]) -> None:
         """As `content`, of (choice, text) that came together and nobody counted."""
@@ -236,14 +260,15 @@ class Ledger:
         if self._first_ms is None:
             self._first_ms = ms
             self._upstream, self._source = str(self.fields.get("route", "")), str(self.fields.get("source", "none"))
-        words = [text for _, text in texts]
-        tokens = (
-            time.time_ns(), self.request_id, self._index, ms, words, [choice for choice, _ in texts], self.log_text,
-            self._upstream, self._source,
+        choices, words = zip(*texts, strict=True)
+        n, first, chars = len(words), self._index, tuple(map(len, words))
+        tokens = Tokens(
+            self.request_id, self._upstream, self._source, self.log_text,
+            (time.time_ns(),) * n, range(first, first + n), (ms,) * n, (0,) * n, words, chars, choices,
         )  # fmt: skip
-        self._on_tokens(_new_tuple(Tokens, tokens))
-        self._index += len(words)
-        self.chars_out += sum(map(len, words))
+        self._on_tokens(tokens)
+        self._index += n
+        self.chars_out += sum(chars)
 
     def close(self, ending: Ending, *, status: int, error: str = "") -> None:
         """Make the Record and hand it to the sinks; a second call does nothing."""

@@ -1,26 +1,23 @@
-"""The log: one JSON-lines schema for tokens, request events and lifecycle events, written by a thread of its own.
+"""The log: tokens, request events and lifecycle events as JSON lines, written by a thread of its own.
 
 The event loop only appends; encoding, counting, masking and the disk happen on the thread. Knows nothing of what the events
-mean. The schema is docs/logs.md and docs/log-schema.json.
+mean; events.py lists them.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
-import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path, PurePath
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -28,7 +25,9 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ConfigError, GatewayError, Problem
-from gateway.ledger import Later, Record, TokenEvent, Tokens
+from gateway.events import EVENTS
+from gateway.ledger import Later, Record, TokenEvent, Tokens, by_request
+from gateway.sinks import RETRY_S, Files, Sink, Stdout
 
 WAKE_S = 0.02
 """The thread looks at the queue this often; what a killed process loses is what came since."""
@@ -42,16 +41,8 @@ MOST_BATCH_LINES = 512
 _YIELD_S = 0.0001
 """Between two batches. A write is over too soon for a waiting event loop to get the interpreter lock; a nap is not."""
 
-RETRY_S = 0.1
-"""Between two attempts to write to a sink that failed."""
-
-_PIPE_ATOM = 4096
-"""Linux: a pipe that polls as writable takes this much without blocking, and takes it in one piece."""
-
 _SHORT_CHARS = 24
 """Texts up to this length, most of which come again and again, are counted once."""
-
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _NAMED_SECRET = re.compile(
     r"(?i)(proxy-)?authorization|(set-)?cookie|(.*[-_])?(api[-_]?)?key|(.*[-_])?(secret|password|access_token)"
@@ -61,87 +52,10 @@ _PLAIN_EVENTS = frozenset({"request.opened", "route.decided", "route.explained",
 """Those of the request path: no field of theirs is named like a secret, and every value has a word in JSON."""
 MASK = "[masked]"
 
-_ESTIMATED = b',"tokens_est":true}\n'
-
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 _TRUSTED_LOGGERS = frozenset({"uvicorn.error"})
 """Standard-library loggers whose messages never carry text of a request; of all others only name and place are kept."""
-
-
-class Event(Struct, frozen=True):
-    """What one kind of log line tells, and the fields it always has beside `time`, `event` and `level`."""
-
-    when: str
-    lifecycle: bool = False
-    """About the gateway, not about one request: has no `request_id`, and may carry the message of a GatewayError."""
-    fields: tuple[str, ...] = ()
-    level: Literal["info", "warning", "error"] = "info"
-
-
-_DECISION = ("request_id", "facts", "health", "policy", "rule", "order", "removed", "cache", "redact", "limits", "refusal")
-
-EVENTS: Mapping[str, Event] = MappingProxyType(
-    {
-        "request.opened": Event("a request was accepted for work", fields=("request_id", "endpoint")),
-        "route.decided": Event(
-            "policy said where the request may go",
-            fields=_DECISION,
-        ),
-        "route.explained": Event(
-            "policy said where the request would go; it went nowhere",
-            fields=_DECISION,
-        ),
-        "cache.hit": Event("the answer comes from the cache", fields=("request_id", "tier")),
-        "cache.miss": Event("the cache had no answer that may be used", fields=("request_id", "reason")),
-        "upstream.failed": Event(
-            "one attempt at one upstream failed", fields=("request_id", "upstream", "kind"), level="warning"
-        ),
-        "redaction.failed": Event(
-            "a request was to be masked for an upstream and could not be, so nothing was sent to it",
-            fields=("request_id", "upstream", "reason"),
-            level="warning",
-        ),
-        "request.crashed": Event("a fault of the gateway's own", fields=("request_id", "fault", "place"), level="error"),
-        "response.unstored": Event(
-            "a response could not be stored, and its client was told so", fields=("request_id", "reason"), level="warning"
-        ),
-        "token": Event(
-            "one event that carried content passed to the client",
-            fields=("request_id", "index", "ms", "n_tokens", "upstream", "source", "choice", "chars"),
-        ),
-        "output.secret_found": Event(
-            "the answer held credentials; they are masked in the log", fields=("request_id", "kind", "count"), level="warning"
-        ),
-        "request.closed": Event("the request ended; its whole record", fields=("request_id", "endpoint", "ending", "status")),
-        "gateway.started": Event("the supervisor runs", lifecycle=True),
-        "gateway.stopped": Event("the supervisor ended in order", lifecycle=True),
-        "worker.ready": Event("a worker process can work", lifecycle=True, fields=("worker",)),
-        "worker.lost": Event("a worker process died or cannot be reached", lifecycle=True, fields=("worker",), level="error"),
-        "policy.activated": Event("a policy is in force from here on", lifecycle=True, fields=("policy",)),
-        "policy.refused": Event(
-            "changed policies were refused; the last good ones stay", lifecycle=True, fields=("reason",), level="error"
-        ),
-        "data.purged": Event(
-            "what was kept was erased; by whom, what was meant, and how much",
-            lifecycle=True,
-            fields=("by", "selector", "erased"),
-            level="warning",
-        ),
-        "log.failed": Event(
-            "a log sink cannot be written (on standard error)", lifecycle=True, fields=("reason",), level="error"
-        ),
-        "log.healed": Event("the sink takes lines again", lifecycle=True, fields=("failed_s",), level="warning"),
-        "log.dropped": Event("lines were lost because the queue was full", lifecycle=True, fields=("count",), level="error"),
-        "log.unencodable": Event(
-            "a line could not be written as JSON", lifecycle=True, fields=("of", "error_type"), level="error"
-        ),
-        "library.logged": Event(
-            "a library logged a warning or an error", lifecycle=True, fields=("logger", "place"), level="warning"
-        ),
-    }
-)
-"""Every kind of line. An event that is not here is written all the same, but a test finds its name in the source."""
 
 
 _WORDS = {
@@ -150,7 +64,7 @@ _WORDS = {
 """What stands in each line of an event between its time and its request."""
 
 
-class _Token(Struct):
+class _Token(Struct, omit_defaults=True):
     """The line of one TokenEvent."""
 
     time: str
@@ -164,7 +78,7 @@ class _Token(Struct):
     choice: int
     chars: int
     text: str | UnsetType = UNSET
-    tokens_est: bool | UnsetType = UNSET
+    tokens_est: bool = False
 
 
 class _Clock:
@@ -178,6 +92,18 @@ class _Clock:
         second, rest = divmod(time_ns, 1_000_000_000)
         return f"{self.head(second)}.{rest // 1000:06d}Z"
 
+    def all(self, times_ns: Sequence[int]) -> Iterable[str]:
+        """Of one or more times; those of a batch are mostly of one second, and those of a burst the same."""
+        earliest, latest = min(times_ns), max(times_ns)
+        if earliest == latest:
+            return repeat(self(earliest))
+        second = earliest // 1_000_000_000
+        if second != latest // 1_000_000_000:
+            return map(self, times_ns)
+        head, base_ns = self.head(second), (second - 1) * 1_000_000_000
+        # Between one and two million microseconds have six digits behind the first one.
+        return [f"{head}.{str((time_ns - base_ns) // 1000)[1:]}Z" for time_ns in times_ns]
+
     def head(self, second: int) -> str:
         """What the times of this second begin with."""
         if second != self._second:
@@ -186,146 +112,10 @@ class _Clock:
         return self._head
 
 
-class _Sink(Protocol):
-    """Takes blocks of whole lines, as far as it can."""
-
-    place: str
-
-    def write(self, block: bytes, at: int) -> int:
-        """Write some of `block` from `at` on; returns how far the block is written now.
-
-        That may be before `at` when the beginning of a line was lost with its file. Raises OSError; nothing is written then.
-        """
-        ...
-
-    def close(self) -> None:
-        """Give up what it holds."""
-        ...
-
-
-class _Files:
-    """A segment: files SEGMENT-YYYYmmddTHHMMSS-N.jsonl in one folder, the next one begun between two lines."""
-
-    def __init__(self, folder: Path, *, segment: str, rotate_bytes: int, keep_files: int) -> None:
-        self.place = f"log folder {folder}"
-        self._folder = folder
-        self._segment = segment
-        self._rotate_bytes = rotate_bytes
-        self._keep_files = keep_files
-        self._stamp = ""
-        self._number = 0
-        self._fd = -1
-        self._size = 0
-
-    def write(self, block: bytes, at: int) -> int:
-        # A purge takes a file away under the same lock: what is written is in the file that it read, or in the next one.
-        if not self._held():
-            at = block.rfind(b"\n", 0, at) + 1
-            self._begin()
-        try:
-            return self._write(block, at)
-        finally:
-            self._let_go()
-
-    def _write(self, block: bytes, at: int) -> int:
-        end = self._room(block, at)
-        if end == at:
-            self._begin()
-            end = self._room(block, at)
-        try:
-            wrote = os.write(self._fd, memoryview(block)[at:end])
-        except OSError as error:
-            # A full disk may heal in the middle of a line; any other fault may be the file's own, unless it is a fresh one.
-            if error.errno not in _DISK_FULL and self._size:
-                self.close()
-            raise
-        self._size += wrote
-        return at + wrote
-
-    def _held(self) -> bool:
-        """Lock the file that is open; False when there is none, or it was deleted."""
-        if self._fd < 0:
-            return False
-        self._lock()
-        return os.fstat(self._fd).st_nlink > 0
-
-    def _lock(self) -> None:
-        with suppress(OSError):  # a file system without locks has no purge of a running log either
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def _let_go(self) -> None:
-        if self._fd >= 0:
-            with suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _room(self, block: bytes, at: int) -> int:
-        """Where in `block` this file must end: at the last line that fits, or after the one line that is begun or too long."""
-        room = self._rotate_bytes - self._size
-        if at + room >= len(block):
-            return len(block)
-        begun = at > 0 and block[at - 1] != 0x0A
-        end = block.rfind(b"\n", at, at + room) + 1 if room > 0 else 0
-        if end > at:
-            return end
-        return block.index(b"\n", at) + 1 if begun or not self._size else at
-
-    def open(self) -> None:
-        """Begin the next file, readable by its owner alone, and remove the oldest above `keep_files`. Raises OSError."""
-        self._begin()
-        self._let_go()
-
-    def _begin(self) -> None:
-        """As `open`, and keep it locked."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Never an older stamp or a smaller number than before: the name says which file is the oldest.
-        self._stamp = max(self._stamp, time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
-        while True:
-            path = self._folder / f"{self._segment}-{self._stamp}-{self._number}.jsonl"
-            self._number += 1
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                break
-            except FileExistsError:
-                continue
-        self.close()
-        self._fd, self._size = fd, 0
-        self._lock()
-        self._prune(path)
-
-    def _prune(self, current: Path) -> None:
-        if not self._keep_files:
-            return
-        old = [path for path in segment_files(self._folder, self._segment) if path != current]
-        for path in old[: max(0, len(old) + 1 - self._keep_files)]:
-            path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-
-class _Stdout:
-    """Standard output. Never blocks for long: a reader that does not read is a failing sink."""
-
-    place = "standard output"
-
-    def write(self, block: bytes, at: int) -> int:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), select.POLLOUT)
-        if not poll.poll(RETRY_S * 1000):
-            raise BlockingIOError(errno.EAGAIN, "nobody reads it")
-        end = len(block) if len(block) - at <= _PIPE_ATOM else block.rfind(b"\n", at, at + _PIPE_ATOM) + 1
-        return at + os.write(sys.stdout.fileno(), memoryview(block)[at : end if end > at else at + _PIPE_ATOM])
-
-    def close(self) -> None:
-        """Standard output is not ours to close."""
-
-
 class Between(Protocol):
     """Looks at what is to be written; for the log's thread.
 
-    It is given what was handed to the LogWriter, and gives the same things back, TokenEvents of one request also as a list.
+    It is given what was handed to the LogWriter, TokenEvents as Tokens, and gives such things back.
     """
 
     @property
@@ -386,9 +176,9 @@ class LogWriter:
         self._queue_limit = queue_limit
         self._count_tokens = count_tokens
         self._count_again = lru_cache(maxsize=8192)(count_tokens)
-        self._sinks: list[_Sink] = [_Stdout()] if stdout else []
+        self._sinks: list[Sink] = [Stdout()] if stdout else []
         if folder is not None:
-            files = _Files(folder, segment=segment, rotate_bytes=rotate_bytes, keep_files=keep_files)
+            files = Files(folder, segment=segment, rotate_bytes=rotate_bytes, keep_files=keep_files)
             self._sinks.append(files)
             if on_full == "refuse":
                 _open_or_refuse(files, folder)
@@ -418,13 +208,14 @@ class LogWriter:
 
     def tokens(self, tokens: Tokens) -> None:
         """As `token`, of many that came together."""
-        n_lines = len(tokens.words)
-        if self.queued + n_lines <= self._queue_limit:
-            self._more_handed += n_lines - 1
-            self._queue.append(tokens)
-        else:
-            for event in tokens.events():
-                self.token(event)
+        n_lines, n_free = len(tokens.text), self._queue_limit - self.queued
+        if n_lines > n_free:
+            self._drop(n_lines - max(0, n_free))
+            if n_free <= 0:
+                return
+            tokens, n_lines = tokens.between(0, n_free), n_free
+        self._more_handed += n_lines - 1
+        self._queue.append(tokens)
 
     def event(self, event: MutableMapping[str, Any]) -> None:
         """Hand over one event with at least `event`; the mapping is the writer's from here on. `time_ns` is set when missing."""
@@ -477,9 +268,9 @@ class LogWriter:
         self._fault = "the log is closed"
         return self.queued + self._between.waiting + self._block.count(b"\n", min(self._written, default=0))
 
-    def _drop(self) -> None:
+    def _drop(self, n_lines: int = 1) -> None:
         with self._lock:
-            self.dropped += 1
+            self.dropped += n_lines
 
     def _run(self) -> None:
         while self._stop_at is None or (
@@ -500,7 +291,7 @@ class LogWriter:
             if not self._block:
                 batch = self._taken(min(max(BATCH_LINES, self.queued // 8), MOST_BATCH_LINES))
                 self._written = [0] * len(self._sinks)
-                self._block = self._encode(self._between.through(batch) if batch else self._between.rest())
+                self._block = self._encode(self._between.through(by_request(batch)) if batch else self._between.rest())
             for number, sink in enumerate(self._sinks):
                 try:
                     while self._written[number] < len(self._block):
@@ -516,11 +307,13 @@ class LogWriter:
     def _taken(self, most_lines: int) -> list[Any]:
         """The first of what waits, about so many lines."""
         batch = self._queue[:most_lines]
-        n_lines = 0
-        for place, thing in enumerate(batch):
-            n_lines += len(thing.words) if type(thing) is Tokens else 1
-            if n_lines >= most_lines:
-                del batch[place + 1 :]  # and so the loop ends
+        n_lines = len(batch)
+        if self._more_handed != self._more_taken:
+            n_lines = 0
+            for place, thing in enumerate(batch):
+                n_lines += len(thing.text) if type(thing) is Tokens else 1
+                if n_lines >= most_lines:
+                    del batch[place + 1 :]  # and so the loop ends
         del self._queue[: len(batch)]
         self._more_taken += n_lines - len(batch)
         return batch
@@ -548,16 +341,14 @@ class LogWriter:
         lines: list[bytes] = []
         encode = self._encoder.encode
         for item in batch:
-            tokens = _tokens_of(item)
+            if type(item) is Tokens:
+                lines.append(self._token_lines(item))
+                continue
             try:
-                if tokens:
-                    lines += self._token_lines(tokens)
-                elif type(item) is Later and (line := self._later_bytes(item)) is not None:
-                    lines.append(line)
-                else:
-                    lines.append(encode(self._line(item)) + b"\n")
+                line = self._later_bytes(item) if type(item) is Later else None
+                lines.append(encode(self._line(item)) + b"\n" if line is None else line)
             except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
-                lines += [self._encode_one(self._line(one)) for one in tokens or (item,)]
+                lines.append(self._encode_one(self._line(item)))
         return b"".join(lines)
 
     def _encode_one(self, line: Any) -> bytes:
@@ -572,8 +363,6 @@ class LogWriter:
 
     def _line(self, item: Any) -> Any:
         try:
-            if type(item) is TokenEvent:
-                return self._token(item)
             if type(item) is Record:
                 return self._record_line(item)
             if type(item) is Later:
@@ -582,60 +371,47 @@ class LogWriter:
         except Exception as error:  # noqa: BLE001 -- one bad line must not take its batch along; it is told in its place
             return self._unencodable(item, error)
 
-    def _token_lines(self, tokens: Sequence[TokenEvent]) -> list[bytes]:
-        """As `_token` of each, encoded: tokens of one request, so that what their lines have in common is encoded once."""
-        encode = self._encoder.encode
-        _, request_id, _, _, _, _, _, upstream, source, _, _ = tokens[0]
-        zone = b'Z","event":"token","request_id":%b,"index":' % encode(request_id)
-        tail = b',"upstream":%b,"source":%b,"choice":' % (encode(upstream), encode(source))
-        begin_ns = end_ns = 0
-        lines = []
-        for at_ns, _, index, ms, given, text, chars, _, _, choice, _ in tokens:
-            if not begin_ns <= at_ns < end_ns:
-                second = at_ns // 1_000_000_000
-                begin_ns, end_ns = second * 1_000_000_000, (second + 1) * 1_000_000_000
-                head = b'{"time":"%b.' % self._clock.head(second).encode()
-            n_tokens, estimated = given, False
-            if not given and chars:
-                n_tokens, estimated = (-(-chars // 4), True) if text is None else self._counted(text, chars, upstream)
-            micros = (at_ns - begin_ns) // 1000
-            if text is None:
-                values = (head, micros, zone, index, ms, n_tokens, tail, choice, chars, _ESTIMATED if estimated else b"}\n")
-                lines.append(b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d%b' % values)
-            else:
-                lines.append(
-                    b'%b%06d%b%d,"ms":%.3f,"n_tokens":%d%b%d,"chars":%d,"text":%b%b'
-                    % (
-                        head,
-                        micros,
-                        zone,
-                        index,
-                        ms,
-                        n_tokens,
-                        tail,
-                        choice,
-                        chars,
-                        encode(text),
-                        _ESTIMATED if estimated else b"}\n",
-                    )
-                )
-        return lines
+    def _token_lines(self, tokens: Tokens) -> bytes:
+        """A line for each."""
+        request_id, upstream, source, shown, times_ns, indexes, ms, counts, texts, chars, choices = tokens
+        estimated: Iterable[bool] = repeat(False)
+        if 0 in counts:
+            counts, estimated = self._counted(tokens)
+        lines = list(
+            map(
+                _Token,
+                self._clock.all(times_ns),
+                repeat("token"),
+                repeat(request_id),
+                indexes,
+                [int(1000 * at + 0.5) / 1000 for at in ms],
+                counts,
+                repeat(upstream),
+                repeat(source),
+                choices,
+                chars,
+                texts if shown else repeat(UNSET),
+                estimated,
+            )
+        )
+        try:
+            return self._encoder.encode_lines(lines)
+        except (ValueError, TypeError, msgspec.MsgspecError):
+            return b"".join(map(self._encode_one, lines))
 
-    def _counted(self, text: str, chars: int, upstream: str) -> tuple[int, bool]:
-        """Tokens of a text that its source did not count, and whether that is an estimate."""
-        count = self._count_again if chars <= _SHORT_CHARS else self._count_tokens
-        return count(text, upstream)
-
-    def _token(self, item: TokenEvent) -> _Token:
-        time_ns, request_id, index, ms, n_tokens, text, chars, upstream, source, choice, _ = item
-        line = _Token(self._clock(time_ns), "token", request_id, index, round(ms, 3), n_tokens, upstream, source, choice, chars)
-        if text is not None:
-            line.text = text
-        if not n_tokens and chars:
-            line.n_tokens, estimated = (-(-chars // 4), True) if text is None else self._counted(text, chars, upstream)
-            if estimated:
-                line.tokens_est = True
-        return line
+    def _counted(self, tokens: Tokens) -> tuple[Sequence[int], Sequence[bool]]:
+        """How many tokens each text has where nobody counted, and whether that is an estimate."""
+        again, once, upstream = self._count_again, self._count_tokens, tokens.upstream
+        if not tokens.shown:
+            known = zip(tokens.n_tokens, tokens.chars, strict=True)
+            found = [(n, False) if n or not chars else (-(-chars // 4), True) for n, chars in known]
+        else:
+            found = [
+                (n, False) if n or not chars else again(text, upstream) if chars <= _SHORT_CHARS else once(text, upstream)
+                for n, text, chars in zip(tokens.n_tokens, tokens.text, tokens.chars, strict=True)
+            ]
+        counts, estimated = zip(*found, strict=True)
+        return counts, estimated
 
     def _record_line(self, record: Record) -> msgspec.Raw | dict[str, Any]:
         """A record closes at its opening plus its duration."""
@@ -686,23 +462,6 @@ class LogWriter:
             "of": of if isinstance(of, str) and of in EVENTS else "event",
             "error_type": type(error).__name__,
         }
-
-
-def _tokens_of(item: Any) -> Sequence[TokenEvent]:
-    """The tokens of one request that an item of a batch is; empty if it is something else."""
-    if type(item) is TokenEvent:
-        return (item,)
-    if type(item) is Tokens:
-        return item.events()
-    return item if type(item) is list else ()
-
-
-def segment_files(folder: Path, segment: str = "") -> list[Path]:
-    """The log files in a folder, oldest first by the time in their names; of one segment when it is named. Raises OSError."""
-    name = re.compile(rf"({re.escape(segment) if segment else '.+'})-(\d{{8}}T\d{{6}})-(\d+)\.jsonl")
-    found = [(match, path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
-    found.sort(key=lambda pair: (pair[0][2], int(pair[0][3]), pair[0][1]))
-    return [path for _, path in found]
 
 
 def masked(value: Any, name: str = "") -> Any:
@@ -789,7 +548,7 @@ class _LibraryLogs(logging.Handler):
         self._writer.event(event)
 
 
-def _open_or_refuse(files: _Files, folder: Path) -> None:
+def _open_or_refuse(files: Files, folder: Path) -> None:
     try:
         files.open()
     except OSError as error:

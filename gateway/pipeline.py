@@ -40,6 +40,7 @@ from gateway.reply import Reply
 from gateway.responses.recall import Recall
 from gateway.responses.serve import ENDPOINTS, NATIVE, NOTHING, Before, Responses, Translation, Ways, ways
 from gateway.restore import masked
+from gateway.stream import Pool, Room
 from gateway.upstreams import Call
 
 __all__ = ["Incoming", "Keeper", "Pipeline", "decided"]
@@ -114,6 +115,7 @@ class Pipeline:
         self._responses = responses
         self._redactor = redactor
         self._again = Again()
+        self._pool = Pool(config.cache.exact_max_bytes)
         self._recall = Recall(
             config=config,
             generation=generation,
@@ -135,11 +137,11 @@ class Pipeline:
         if known is not None and (hit := await self._answer_again(known, incoming, generation, ledger)) is not None:
             return hit
         judged = await self._judge(incoming, generation, ledger)
-        request, before, how, facts, size = judged
+        request, how, facts = judged.request, judged.how, judged.facts
         _note_request(ledger, request, facts)
-        decision = self._decide(incoming, facts, before, generation, ledger)
+        decision = self._decide(incoming, facts, judged.before, generation, ledger)
         first = _first(decision, how)
-        place = await _aside(size, self._cache_key, incoming, request, first, decision, generation)
+        place = await _aside(judged.size_bytes, self._cache_key, incoming, request, first, decision, generation)
         asked = _Asked(incoming, ledger, generation, judged, decision, first, *place)
         found = await self._cache.lookup(asked.key, asked.mode, class_=facts.class_, no_cache=not asked.may_hit)
         if isinstance(found, Hit):
@@ -155,19 +157,20 @@ class Pipeline:
         return await self._from_upstream(asked)
 
     async def _from_cache(self, asked: _Asked, found: Hit) -> Reply:
-        incoming, ledger, generation, judged, decision, first, key, _, _ = asked
+        ledger, judged, first = asked.ledger, asked.judged, asked.first
         request, facts = judged.request, judged.facts
         _note_hit(ledger, found)
-        headers = self._headers(decision, "cache", f"hit-{found.tier}", ledger.why)
-        if found.tier == "exact" and judged.how is NATIVE and judged.before is NOTHING and key is not None:
-            self._again.keep(incoming, generation, request, facts, key)
+        headers = self._headers(asked.decision, "cache", f"hit-{found.tier}", ledger.why)
+        if found.tier == "exact" and judged.how is NATIVE and judged.before is NOTHING and asked.key is not None:
+            near = self._near_a_limit(asked.generation, facts)
+            self._again.keep(asked.incoming, asked.generation, request, facts, asked.key, near=near)
         if first is None:
             return await reply.stored(ledger, found, request, headers)
         hit = await reply.stored(ledger, found, first.chat, headers)
         return await self._responses.write(hit, first, ledger, facts, stores=_stores(request, facts), done="hit")
 
     async def _from_upstream(self, asked: _Asked) -> Reply:
-        incoming, ledger, _, judged, decision, _, key, mode, control = asked
+        ledger, judged, decision = asked.ledger, asked.judged, asked.decision
         request, how, facts = judged.request, judged.how, judged.facts
         try:
             opened = await self._dispatch.open(decision, partial(self._prepared, asked), ledger)
@@ -175,8 +178,9 @@ class Pipeline:
             raise how.renamed(error) from None
         headers = self._headers(decision, opened.option.name, str(ledger.fields["cache"]), ledger.why)
         done: Ending = "complete" if opened.option == decision.candidates[0].option else "fallback"
-        made = self._made(incoming, request, facts)
-        keeper = Keeper(self._cache, key, mode, facts.class_, no_store="no-store" in control, made=made)
+        made = self._made(asked.incoming, request, facts)
+        no_store = "no-store" in asked.control
+        keeper = Keeper(self._cache, asked.key, asked.mode, facts.class_, pool=self._pool, no_store=no_store, made=made)
         translated = how.through_chat(opened.option)
         sent = translated.chat if translated else request
         answer = await reply.relayed(ledger, opened, sent, headers, prompt_tokens=facts.prompt_tokens, keeper=keeper, done=done)
@@ -191,9 +195,9 @@ class Pipeline:
 
     async def _prepared(self, asked: _Asked, option: Option) -> Call:
         """What this option is sent: translated where it speaks chat only, masked where a limit asks for it."""
-        incoming, ledger, generation, judged, decision, _, _, _, _ = asked
-        call = await _aside(judged.size_bytes, self._call, incoming, judged.request, judged.how, option, ledger)
-        if not decision.redact or option.zone == "local":
+        ledger, judged = asked.ledger, asked.judged
+        call = await _aside(judged.size_bytes, self._call, asked.incoming, judged.request, judged.how, option, ledger)
+        if not asked.decision.redact or option.zone == "local":
             return call
         return await masked(
             call,
@@ -201,7 +205,7 @@ class Pipeline:
             upstream=option.upstream,
             tenant=judged.facts.tenant,
             max_chars=self._config.server.max_scan_chars,
-            detector=generation.detector,
+            detector=asked.generation.detector,
             ledger=ledger,
         )
 
@@ -209,6 +213,9 @@ class Pipeline:
         """The cached answer to a request whose equal had it before; None, and nothing is logged, where it must be read anew."""
         request = known.request
         facts = replace(known.facts, seed=ledger.request_id, hour=facts_of.hour(ledger.opened_at))
+        _note_request(ledger, request, facts)
+        if not known.near and self._near_a_limit(generation, facts):
+            return None
         health = self._health_of(generation, facts.model)
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if decision.cache == "off" or decision.refusal is not None:
@@ -216,7 +223,6 @@ class Pipeline:
         found = self._cache.at_once(known.scope, class_=facts.class_)
         if found is None:
             return None
-        _note_request(ledger, request, facts)
         self._tell(decision, facts, incoming, ledger, health=health)
         _note_hit(ledger, found)
         return await reply.stored(ledger, found, request, self._headers(decision, "cache", f"hit-{found.tier}", ledger.why))
@@ -228,8 +234,9 @@ class Pipeline:
         something else than the decision, whose refusals are part of the explanation.
         """
         generation = self._generation()
-        request, before, how, facts, _ = await self._judge(incoming, generation, ledger)
-        facts = facts_of.with_task(facts, how.judged(request))
+        judged = await self._judge(incoming, generation, ledger)
+        request, before = judged.request, judged.before
+        facts = facts_of.with_task(judged.facts, judged.how.judged(request))
         name = self._policy(incoming, generation)
         health = self._health_of(generation, facts.model)
         pinned = before.made.upstream if before.made else None
@@ -552,19 +559,21 @@ class Keeper:
         mode: Mode,
         class_: Class,
         *,
+        pool: Pool,
         no_store: bool,
         made: Callable[[str, Opened], None],
     ) -> None:
         self.made = made
+        self._pool = pool
         self._cache = cache
         self._key = key
         self._mode: Mode = "off" if no_store else mode
         self._class = class_
 
-    @property
-    def room(self) -> int:
+    def room(self) -> Room | None:
         """See `reply.Keeper`."""
-        return KEEP_BYTES if self._key is not None and self._mode != "off" and self._class in CACHEABLE_CLASSES else 0
+        keeps = self._key is not None and self._mode != "off" and self._class in CACHEABLE_CLASSES
+        return Room(KEEP_BYTES, self._pool) if keeps else None
 
     def keep(self, entry: Entry, *, exact_only: bool) -> None:
         """See `reply.Keeper`."""

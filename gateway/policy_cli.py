@@ -350,7 +350,7 @@ def replay(
 
 def _log_files(config: Config, given: list[Path]) -> list[Path]:
     """The files that are meant, a folder standing for its log files, oldest first. Raises ConfigError when there are none."""
-    from gateway.logs import segment_files
+    from gateway.sinks import segment_files
 
     files = []
     for path in given or [config.logs_folder]:

@@ -36,9 +36,8 @@ CHARS_PER_TOKEN = 4.0
 class Keeper(Protocol):
     """Takes answers that may be stored."""
 
-    @property
-    def room(self) -> int:
-        """Most bytes worth keeping; 0: none."""
+    def room(self) -> stream.Room | None:
+        """Where an answer may be held until it is whole; None: none is kept. Whoever held something must give it back."""
         ...
 
     def keep(self, entry: Entry, *, exact_only: bool) -> None:
@@ -48,6 +47,20 @@ class Keeper(Protocol):
     def made(self, id_: str, opened: Opened) -> None:
         """The upstream may keep this answer under this id; returns at once. Called before the client learns of it."""
         ...
+
+
+class Nobody:
+    """A Keeper that keeps nothing."""
+
+    def room(self) -> stream.Room | None:
+        """See `Keeper`."""
+        return None
+
+    def keep(self, entry: Entry, *, exact_only: bool) -> None:
+        """See `Keeper`."""
+
+    def made(self, id_: str, opened: Opened) -> None:
+        """See `Keeper`."""
 
 
 class BrokenOff(Exception):
@@ -160,9 +173,9 @@ class _Reader:
         keeper: Keeper,
         *,
         strip_usage: bool,
-        keep_bytes: int,
+        room: stream.Room | None,
     ) -> None:
-        self.tap = opened.dialect.tap(strip_usage=strip_usage, keep_bytes=keep_bytes, choices=request.choices)
+        self.tap = opened.dialect.tap(strip_usage=strip_usage, room=room, choices=request.choices)
         self._keeper = keeper
         self._id = ""
         self._ledger = ledger
@@ -268,7 +281,8 @@ class Relayed(_Live):
         super().__init__(ledger, opened, headers, prompt_tokens=prompt_tokens, done=done)
         self._request = request
         self._keeper = keeper
-        self._reader = _Reader(ledger, opened, request, keeper, strip_usage=opened.usage_added, keep_bytes=keeper.room)
+        self._room = keeper.room()
+        self._reader = _Reader(ledger, opened, request, keeper, strip_usage=opened.usage_added, room=self._room)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Reply.pieces`. After the first event an upstream's failure is an error event, then the end mark."""
@@ -316,6 +330,8 @@ class Relayed(_Live):
 
     def close(self, *, gone: bool = False) -> None:
         """See `Reply.close`."""
+        if self._room is not None:
+            self._room.give_back()
         if self._ending in {"never_read", "cancelled"}:
             settle(self._ledger, self._opened, self._reader.tap.usage, self._prompt_tokens)
         super().close(gone=gone)
@@ -435,7 +451,8 @@ async def relayed(
 
 async def _collected(ledger: Ledger, opened: Opened, request: wire.Request, keeper: Keeper) -> bytes:
     """The stream as one answer, for a client that did not ask to stream."""
-    reader = _Reader(ledger, opened, request, keeper, strip_usage=False, keep_bytes=SPOOL_BYTES)
+    room = stream.Room(SPOOL_BYTES, stream.Pool(SPOOL_BYTES))
+    reader = _Reader(ledger, opened, request, keeper, strip_usage=False, room=room)
     failure: UpstreamFailed | None = None
     try:
         try:
@@ -480,7 +497,7 @@ def _from_whole(
     usage = settle(ledger, opened, whole.usage, prompt_tokens)
     learn(opened, request, usage)
     ledger.note(finish_reason=",".join(sorted(whole.reasons)))
-    if whole.storable and len(body) <= keeper.room:
+    if whole.storable and (room := keeper.room()) is not None and len(body) <= room.left:
         keep(keeper, entry_of(opened, request, usage, body=body), request, set(whole.reasons))
     if request.stream and whole.streamable:
         headers = [*headers, *(pair for pair in opened.headers if pair[0] != "content-type")]

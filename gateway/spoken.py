@@ -13,13 +13,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
-from operator import attrgetter
+from itertools import islice, pairwise, repeat
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from gateway.ledger import Later, Record, TokenEvent, Tokens
+from gateway.ledger import Record, Tokens, request_of
 from gateway.output_scan import MASK, OutputScan
 from gateway.privacy import suspects
 
@@ -35,9 +34,13 @@ SEARCHED_CHARS = 256
 class _Run(NamedTuple):
     """Lines of one answer that wait together."""
 
-    events: list[TokenEvent]
+    tokens: Tokens
     n_chars: int
     """Of the texts that are to be shown."""
+
+
+Line = tuple[int, str]
+"""Index and text of a line that waits."""
 
 
 class _Answer:
@@ -60,19 +63,18 @@ class _Answer:
         self.sure += self.scan.passed(self._taken(), last=last)
         self.suspect = False
 
-    def read(self, lines: Sequence[TokenEvent], *, last: bool) -> int:
+    def read(self, lines: Sequence[Line], *, last: bool) -> int:
         """Read what came word by word; how many credentials begin in it. `lines`: those of this answer that wait."""
         parts = [self.scan.feed(self._taken()), *([self.scan.finish()] if last else [])]
         self.suspect = True
         for length, shown in (piece for part in parts for piece in part.pieces):
             # What is shown as it came has its length; a mask, whatever its length, stands where its credential begins.
             mask = shown if shown == MASK or len(shown) != length else None
-            for line, begin, end in _cut(lines, self.sure, length):
-                text = line.text or ""
+            for index, text, begin, end in _cut(lines, self.sure, length):
                 if mask is not None:
-                    self.shown.setdefault(line.index, text[:begin])
-                if line.index in self.shown:
-                    self.shown[line.index] += text[begin:end] if mask is None else mask
+                    self.shown.setdefault(index, text[:begin])
+                if index in self.shown:
+                    self.shown[index] += text[begin:end] if mask is None else mask
                 mask = mask and ""
             self.sure += length
         return sum(part.n_found for part in parts)
@@ -83,14 +85,20 @@ class _Answer:
         self.n_new = 0
         return text
 
+    def masked(self, tokens: Tokens) -> Tokens:
+        """The lines with their masks, if they have any."""
+        if not self.shown:
+            return tokens
+        return tokens._replace(text=[self.shown.pop(*line) for line in zip(tokens.index, tokens.text, strict=True)])
 
-def _cut(lines: Sequence[TokenEvent], start: int, length: int) -> Iterator[tuple[TokenEvent, int, int]]:
+
+def _cut(lines: Sequence[Line], start: int, length: int) -> Iterator[tuple[int, str, int, int]]:
     """The lines over which a stretch of their joined text reaches, each with where the stretch begins and ends in it."""
-    for line in lines:
-        size = len(line.text or "")
+    for index, text in lines:
+        size = len(text)
         if start < size and length > 0:
             end = min(size, start + length)
-            yield line, max(0, start), end
+            yield index, text, max(0, start), end
             length -= end - max(0, start)
             start = 0
         else:
@@ -99,21 +107,17 @@ def _cut(lines: Sequence[TokenEvent], start: int, length: int) -> Iterator[tuple
             return
 
 
-def _split(run: _Run, n_sure: int) -> tuple[list[TokenEvent], _Run | None]:
+def _split(run: _Run, n_sure: int) -> tuple[Tokens | None, _Run | None]:
     """The lines of a run whose texts end within so many characters, and the others."""
-    if run.n_chars <= n_sure:
-        return run.events, None
-    left = run.n_chars
-    for place in range(len(run.events) - 1, -1, -1):  # nearly all of it is sure
-        left -= len(run.events[place].text or "")
-        if left <= n_sure:
-            return run.events[:place], _Run(run.events[place:], run.n_chars - left)
-    return run.events, None
-
-
-def _shown(event: TokenEvent, answer: _Answer) -> TokenEvent:
-    """The line with its masks, if it has any."""
-    return event._replace(text=answer.shown.pop(event.index), said="") if event.index in answer.shown else event
+    tokens, left = run
+    if left <= n_sure:
+        return tokens, None
+    place = len(tokens.chars)
+    while left > n_sure:  # nearly all of it is sure
+        place -= 1
+        left -= tokens.chars[place]
+    late = _Run(tokens.between(place, len(tokens.chars)), run.n_chars - left)
+    return tokens.between(0, place) if place else None, late
 
 
 class _Talk:
@@ -128,10 +132,10 @@ class _Talk:
         self.n_found = 0
         self.record: Record | None = None
 
-    def lines(self, answer: _Answer) -> list[TokenEvent]:
-        """The lines of an answer that wait."""
-        runs = [run for run in self.waiting if type(run) is _Run and self.answers[run.events[0].choice] is answer]
-        return [event for run in runs for event in run.events]
+    def lines(self, answer: _Answer) -> list[Line]:
+        """The lines of an answer that wait, with the texts that are to be shown."""
+        runs = [run.tokens for run in self.waiting if type(run) is _Run and self.answers[run.tokens.choice[0]] is answer]
+        return [line for tokens in runs for line in zip(tokens.index, tokens.text if tokens.shown else repeat(""), strict=False)]
 
     def ready(self, out: list[Any]) -> None:
         """Let go what is sure and what stood behind it."""
@@ -139,11 +143,11 @@ class _Talk:
         while waiting:
             first = waiting[0]
             if type(first) is _Run:
-                answer = self.answers[first.events[0].choice]
+                answer = self.answers[first.tokens.choice[0]]
                 sure, late = _split(first, answer.sure)
                 answer.sure -= first.n_chars - (late.n_chars if late else 0)
                 if sure:
-                    out.append([_shown(event, answer) for event in sure] if answer.shown else sure)
+                    out.append(answer.masked(sure))
                 if late:
                     waiting[0] = late
                     return
@@ -168,44 +172,24 @@ class _Talk:
         return [event, replace(record, secrets_out=self.n_found)]
 
 
-_CHOICE = attrgetter("choice")
+def _by_choice(tokens: Tokens) -> list[Tokens]:
+    """Those of each choice that follow each other together."""
+    choices = tokens.choice
+    if choices.count(choices[0]) == len(choices):
+        return [tokens]
+    edges = [0, *(place for place, (one, next_) in enumerate(pairwise(choices), 1) if one != next_), len(choices)]
+    return [tokens.between(begin, end) for begin, end in pairwise(edges)]
 
 
-def _lines_of(thing: Any) -> Sequence[Any]:
-    """One by one, what stands in a batch or waits."""
-    if type(thing) is _Run:
-        return thing.events
-    return thing if type(thing) is list else (thing,)
+def _one_by_one(thing: Any) -> Sequence[Any]:
+    """What waits or came, each line of tokens by itself."""
+    tokens = thing.tokens if type(thing) is _Run else thing
+    return [tokens.between(place, place + 1) for place in range(len(tokens.text))] if type(tokens) is Tokens else [tokens]
 
 
-def _by_request(batch: Sequence[Any]) -> list[Any]:
-    """The batch with the tokens of each request together, as a list where the first of them stood.
-
-    What else there is of a request keeps its place among them.
-    """
-    found: list[Any] = []
-    runs: dict[str, list[TokenEvent]] = {}
-    for item in batch:
-        kind = type(item)
-        if kind is TokenEvent or kind is Tokens:
-            request_id = item.request_id
-            run = runs.get(request_id)
-            if run is None:
-                run = runs[request_id] = []
-                found.append(run)
-            if kind is TokenEvent:
-                run.append(item)
-            else:
-                run += item.events()
-        else:
-            runs.pop(item.request_id if kind is Record else _id_of(item), None)
-            found.append(item)
-    return found
-
-
-def _id_of(item: Any) -> str:
-    """The request that an event is about; empty where it is about none."""
-    return item.request_id if type(item) is Later else str(item.get("request_id", ""))
+def _key(line: Any) -> object:
+    """What tells a line from all others."""
+    return (line.request_id, line.index[0]) if type(line) is Tokens else id(line)
 
 
 class Spoken:
@@ -219,32 +203,32 @@ class Spoken:
     @property
     def waiting(self) -> int:
         """Lines held back."""
-        return sum(len(_lines_of(thing)) for talk in self._talks.values() for thing in talk.waiting)
+        waiting = (thing for talk in self._talks.values() for thing in talk.waiting)
+        return sum(len(thing.tokens.text) if type(thing) is _Run else 1 for thing in waiting)
 
     def through(self, batch: Sequence[Any]) -> list[Any]:
         """The lines that may be written now: of each request in order, among them what waited before.
 
         Never raises: where the search itself fails, every line is written and no text.
         """
-        steps = _by_request(batch)
         try:
-            return self._through(steps)
+            return self._through(batch)
         except Exception as error:  # noqa: BLE001 -- the promise is to fail closed and to lose no line, whatever happened
-            return self._without_text(steps, error)
+            return self._without_text(batch, error)
 
     def _through(self, batch: Sequence[Any]) -> list[Any]:
         steps: list[Any] = []
         told: list[tuple[_Talk, _Answer]] = []
         ended: list[_Talk] = []
         for item in batch:
-            if type(item) is list:
+            if type(item) is Tokens:
                 self._heard(item, steps, told)
             elif type(item) is Record:
                 if (talk := self._talks.get(item.request_id)) is not None:
                     talk.record = item
                     ended.append(talk)
                 steps.append(talk or item)
-            elif (talk := self._talks.get(_id_of(item))) is not None:
+            elif (talk := self._talks.get(request_of(item))) is not None:
                 talk.waiting.append(item)
                 steps.append(talk)
             else:
@@ -262,32 +246,28 @@ class Spoken:
 
     def _without_text(self, batch: Sequence[Any], error: Exception) -> list[Any]:
         """Everything that waited and came, in order and without what was said."""
-        waited = [_lines_of(thing) for talk in self._talks.values() for thing in talk.waiting]
+        waited = [line for talk in self._talks.values() for thing in talk.waiting for line in _one_by_one(thing)]
         self._talks.clear()
-        known = {id(line) for lines in waited for line in lines}
-        came = [[line for line in _lines_of(item) if id(line) not in known] for item in batch]
-        lines = [line for part in (*waited, *came) for line in part]
+        known = set(map(_key, waited))
+        came = [line for item in batch for line in _one_by_one(item) if _key(line) not in known]
         told = {"event": "log.unencodable", "level": "error", "of": "token", "error_type": type(error).__name__}
-        bare = [line._replace(text=None, said="") if type(line) is TokenEvent else line for line in lines]
+        bare = [line._replace(shown=False) if type(line) is Tokens else line for line in (*waited, *came)]
         return [*bare, {"time_ns": time.time_ns(), **told}]
 
-    def _heard(self, events: list[TokenEvent], steps: list[Any], told: list[tuple[_Talk, _Answer]]) -> None:
+    def _heard(self, tokens: Tokens, steps: list[Any], told: list[tuple[_Talk, _Answer]]) -> None:
         """Take in what tokens of one request say; what is to be done in their place: write them, or its lines that are sure."""
-        first = events[0]
-        talk = self._talks.get(first.request_id)
-        mixed = len({event.choice for event in events}) > 1
-        parts = [list(part) for _, part in groupby(events, _CHOICE)] if mixed else [events]
-        for part in parts:
-            said = "".join([event.text or event.said for event in part])
+        talk = self._talks.get(tokens.request_id)
+        for part in _by_choice(tokens):
+            said = "".join(part.text)
             if not said and (talk is None or not talk.waiting):
                 steps.append(part)
                 continue
             if talk is None:
-                talk = self._talks[first.request_id] = _Talk(first.request_id)
-            n_chars = sum([event.chars for event in part if event.text])
-            answer = talk.answers.get(part[0].choice)
+                talk = self._talks[tokens.request_id] = _Talk(tokens.request_id)
+            n_chars = len(said) if part.shown else 0
+            answer = talk.answers.get(part.choice[0])
             if answer is None:
-                answer = talk.answers[part[0].choice] = _Answer()
+                answer = talk.answers[part.choice[0]] = _Answer()
             if said:
                 n_new = answer.n_new
                 answer.new.append(said)

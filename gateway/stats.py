@@ -21,7 +21,7 @@ from rich.console import Group
 from rich.table import Table
 
 from gateway.ledger import Ending, Usage
-from gateway.logs import segment_files
+from gateway.sinks import segment_files
 
 POLL_S = 0.2
 """Between two looks at the folder while following."""

@@ -225,6 +225,39 @@ def _unlike(datas: list[bytes]) -> list[bytes]:
     return []
 
 
+class Pool:
+    """Bytes that all answers under way may hold for the cache, together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.left = max_bytes
+
+
+class Room:
+    """What one answer under way may hold: `max_bytes` at most, and no more than the pool has left."""
+
+    __slots__ = ("_held", "_pool", "left")
+
+    def __init__(self, max_bytes: int, pool: Pool) -> None:
+        self.left = max_bytes
+        """What it may hold beside."""
+        self._pool = pool
+        self._held = 0
+
+    def take(self, n_bytes: int) -> bool:
+        """Whether so many more fit; then they count as held until `give_back`."""
+        if n_bytes > self.left or n_bytes > self._pool.left:
+            return False
+        self.left -= n_bytes
+        self._pool.left -= n_bytes
+        self._held += n_bytes
+        return True
+
+    def give_back(self) -> None:
+        """Nothing is held any more. Safe to repeat."""
+        self._pool.left += self._held
+        self._held = 0
+
+
 class Tap:
     """Reads a copy of every event of one stream: text for the log, usage, finish reasons, and the events for the cache.
 
@@ -232,9 +265,9 @@ class Tap:
     choices the answer is to have.
     """
 
-    def __init__(self, *, strip_usage: bool, keep_bytes: int, choices: int = 1) -> None:
+    def __init__(self, *, strip_usage: bool, room: Room | None, choices: int = 1) -> None:
         self._strip = strip_usage
-        self._room = keep_bytes
+        self._room = room
         self._wanted = choices
         self.usage: Usage | None = None
         self.finish_reasons: dict[int, str] = {}
@@ -242,7 +275,7 @@ class Tap:
         self.done = False
         self.error: Any = None
         """The last in-band error object."""
-        self.kept: list[bytes] | None = [] if keep_bytes else None
+        self.kept: list[bytes] | None = None if room is None else []
         """The data of each chunk but [DONE], the usage chunk last; None once it is too large or holds what we cannot read."""
         self.id = ""
         """Chat answers are not asked for by id."""
@@ -267,11 +300,12 @@ class Tap:
             return Seen(raw, done=True)
         chunk = read_chunk(data)
         if chunk is None or isinstance(chunk, OddChunk):
-            self.kept = None
+            self._let_go()
         if chunk is None:
             return Seen(raw)
         if chunk.error:
-            self.error, self.kept = chunk.error, None
+            self.error = chunk.error
+            self._let_go()
             return Seen(raw, error=chunk.error)
         if type(chunk.usage) is _Usage:
             self.usage = usage_of(chunk)
@@ -316,9 +350,7 @@ class Tap:
         self.choices.update([choice.index for choice in choices])
         self.finish_reasons.update([(one.index, one.finish_reason) for one in choices if one.finish_reason is not None])
         texts = [(choice.index, text) for choice in choices if (text := choice.delta.content)]
-        if self.kept is not None:
-            for data in bare:
-                self._keep(data)
+        self._keep(*bare)
         if self._strip and n_usages:
             events = b"data: %b\n\n" % b"\n\ndata: ".join(bare)
         return Burst(events, texts, [sse.event_of(data) for data in rest])
@@ -339,14 +371,19 @@ class Tap:
                 texts += ((index, text),)
         return texts
 
-    def _keep(self, data: bytes) -> None:
-        if self.kept is None:
+    def _keep(self, *datas: bytes) -> None:
+        if self.kept is None or self._room is None:
             return
-        self._room -= len(data)
-        if self._room < 0:
-            self.kept = None
+        if self._room.take(sum(map(len, datas))):
+            self.kept += datas
         else:
-            self.kept.append(data)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """The answer is of no use to the cache."""
+        self.kept = None
+        if self._room is not None:
+            self._room.give_back()
 
 
 def is_usage(data: bytes) -> bool:

@@ -20,7 +20,7 @@ from gateway.dispatch import Dispatch
 from gateway.health import HealthView
 from gateway.http.inference import Edge
 from gateway.http.lane import Connections
-from gateway.ledger import Ledger
+from gateway.ledger import Ledger, TokenEvent
 from gateway.pipeline import Incoming, Pipeline
 from gateway.policy import sizes
 from gateway.policy.generation import Catalogue, Generation
@@ -107,9 +107,18 @@ class World:
             id_,
             endpoint,
             on_token=self.tokens.append,
+            on_tokens=self._together,
             on_event=lambda name, **fields: self.events.append((name, fields)),
             on_record=self.records.append,
         )
+
+    def _together(self, tokens):
+        """As if each had come by itself."""
+        columns = zip(tokens.time_ns, tokens.index, tokens.ms, tokens.n_tokens, tokens.text, tokens.choice, strict=True)
+        self.tokens += [
+            TokenEvent(time_ns, tokens.request_id, index, ms, n, text, tokens.shown, tokens.upstream, tokens.source, choice)
+            for time_ns, index, ms, n, text, choice in columns
+        ]
 
     def incoming(self, body, endpoint="chat/completions", **headers):
         principal = self.keys.principal(self.key)

@@ -113,7 +113,7 @@ class Hostile:
 
     def __init__(self):
         self.scripts = [GOOD]
-        """One for each request, the last one for all that follow: bytes to send, RESET or HANG; then the connection closes.
+        """One for each request, the last one for all that follow: bytes to send, an event to wait for, RESET or HANG; then the connection closes.
 
         Or a function that makes such a script of the request's head and body.
         """
@@ -141,6 +141,8 @@ class Hostile:
                 elif step is HANG:
                     await reader.read()
                     self.left.set()
+                elif isinstance(step, asyncio.Event):
+                    await step.wait()
                 else:
                     writer.write(step)
                     await writer.drain()

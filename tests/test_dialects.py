@@ -7,7 +7,7 @@ from hostile import begun, chunk, completion, ended, event, message, message_eve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import dialects, wire
+from gateway import dialects, stream, wire
 from gateway.errors import (
     ApiError,
     BadUpstream,
@@ -55,7 +55,7 @@ DATA = st.one_of(
 def test_whatever_arrives_passes_and_nothing_falls(endpoint, datas):
     """Events keep their bytes, an error or a judgement comes out, and the stream can be ended at any point."""
     dialect = dialects.of(endpoint)
-    tap = dialect.tap(strip_usage=False, keep_bytes=1_000, choices=1)
+    tap = dialect.tap(strip_usage=False, room=stream.Room(1_000, stream.Pool(1_000)), choices=1)
     for data in datas:
         raw = b"data: " + data.replace(b"\r", b"").replace(b"\n", b"") + b"\n\n"
         assert tap.event(raw).out == raw
@@ -80,7 +80,7 @@ def test_anthropics_error_types_follow_the_status(error, kind):
     dialect = dialects.of("messages")
     expected = {"type": "error", "error": {"type": kind, "message": "why"}}
     assert json.loads(dialect.error_body(error("why"))) == expected
-    told = dialect.tap(strip_usage=False, keep_bytes=0, choices=1).end_with(error("why"))
+    told = dialect.tap(strip_usage=False, room=None, choices=1).end_with(error("why"))
     assert told == b"event: error\ndata: " + json.dumps(expected, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -95,7 +95,7 @@ def test_openais_error_bodies_are_the_envelope(endpoint):
 
 
 def fed(endpoint, *events):
-    tap = dialects.of(endpoint).tap(strip_usage=False, keep_bytes=1_000, choices=1)
+    tap = dialects.of(endpoint).tap(strip_usage=False, room=stream.Room(1_000, stream.Pool(1_000)), choices=1)
     seen = [tap.event(one) for one in events]
     return tap, [text for one in seen for text in one.texts]
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway import cli, config, errors
-from gateway.logs import EVENTS
+from gateway.events import EVENTS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "gateway").rglob("*.py"))}
@@ -214,7 +214,7 @@ def test_an_event_in_the_source_would_be_seen():
 
 
 def test_every_logged_event_is_known():
-    """Each event name in the source stands in logs.EVENTS, from which the docs and the schema are checked."""
+    """Each event name in the source stands in events.EVENTS, from which the docs and the schema are checked."""
     used = set().union(*(logged(tree) for tree in SOURCES.values()))
     assert used
     assert used - set(EVENTS) == set()

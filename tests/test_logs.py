@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
@@ -23,8 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError, Problem, WorkerGone
+from gateway.events import EVENTS
 from gateway.ledger import Later, Record, TokenEvent, Tokens, Usage
-from gateway.logs import EVENTS, WAKE_S, LogWriter, _Files, configure, masked, segment_files
+from gateway.logs import WAKE_S, LogWriter, configure, masked
+from gateway.sinks import Files, segment_files
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "docs/log-schema.json").read_text())
@@ -46,8 +49,8 @@ def make(folder, **changes):
     return LogWriter(folder, **settings | changes)
 
 
-def token(index=0, *, text="hi", n_tokens=1, request_id="r", upstream="a/b"):
-    return TokenEvent(NOW_NS, request_id, index, 1.5, n_tokens, text, len(text or "four"), upstream, "external", 0)
+def token(index=0, *, text="hi", shown=True, n_tokens=1, request_id="r", upstream="a/b"):
+    return TokenEvent(NOW_NS, request_id, index, 1.5, n_tokens, text, shown, upstream, "external", 0)
 
 
 def record(**changes):
@@ -161,7 +164,7 @@ def test_a_file_size_limit_costs_no_line():
 import resource, sys, tempfile
 from pathlib import Path
 from tests.test_logs import make, token
-from gateway.logs import segment_files
+from gateway.sinks import segment_files
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 folder = Path(tempfile.mkdtemp())
 log = make(folder)
@@ -294,7 +297,7 @@ def _lost_to_a_kill(folder):
 def test_rotation_cuts_between_lines_only(tmp_path_factory, lengths, rotate_bytes, block_lines):
     """Whatever the lines and the limit, the files together hold every line once, and none is above the limit but for one line."""
     folder = tmp_path_factory.mktemp("logs")
-    files = _Files(folder, segment="s", rotate_bytes=rotate_bytes, keep_files=0)
+    files = Files(folder, segment="s", rotate_bytes=rotate_bytes, keep_files=0)
     texts = [b"%d" % (index % 10) * length + b"\n" for index, length in enumerate(lengths)]
     for start in range(0, len(texts), block_lines):
         block, at = b"".join(texts[start : start + block_lines]), 0
@@ -362,7 +365,7 @@ def test_threads_may_hand_over_at_once(tmp_path):
 
 def test_text_that_may_not_be_logged_is_absent(tmp_path):
     """A token event without text has no `text` and still says how many characters passed."""
-    (line,) = written(tmp_path, token(text=None, n_tokens=0))
+    (line,) = written(tmp_path, token(text="four", shown=False, n_tokens=0))
     assert "text" not in line
     assert (line["chars"], line["n_tokens"], line["tokens_est"]) == (4, 1, True)
 
@@ -511,7 +514,7 @@ def test_an_event_that_cannot_be_put_together_takes_no_other_along(tmp_path):
 def test_tokens_that_come_together_keep_to_the_queue_and_are_counted(tmp_path):
     """As many as there is room for are written, the rest are counted as lost."""
     log = make(tmp_path, queue_limit=3, on_full="drop")
-    log.tokens(Tokens(NOW_NS, "r", 0, 1.0, ["a", "b", "c", "d", "e"], [0] * 5, True, "a/b", "external"))
+    log.tokens(Tokens.of([token(index) for index in range(5)]))
     log.close()
     found = [line for line in lines(tmp_path) if line["event"] == "token"]
     assert len(found) + log.dropped == 5
@@ -525,23 +528,39 @@ TOKENS = st.builds(
     st.integers(0, 10**6),
     st.sampled_from([1.5, 0.0001, 12345.67891]),
     st.integers(0, 3),
-    st.none() | st.text(max_size=40),
-    st.integers(0, 40),
+    st.text(max_size=40),
+    st.booleans(),
     st.sampled_from(["a/b", "ü/b", "guess"]),
     st.sampled_from(["external", "local"]),
     st.integers(0, 2),
 )
 
 
-def of_one_request(tokens):
-    first = tokens[0]
-    return [token._replace(request_id=first.request_id, upstream=first.upstream, source=first.source) for token in tokens]
+def told(event):
+    """The line of an event that is logged by itself."""
+    time_ns, request_id, index, ms, n_tokens, text, shown, upstream, source, choice = event
+    when = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    line = {
+        "time": f"{when}.{time_ns // 1000 % 1_000_000:06d}Z", "event": "token", "request_id": request_id, "index": index,
+        "ms": pytest.approx(ms, abs=0.00051), "n_tokens": n_tokens, "upstream": upstream, "source": source, "choice": choice,
+        "chars": len(text),
+    }  # fmt: skip
+    if shown:
+        line["text"] = text
+    if text and not n_tokens:
+        line["n_tokens"] = len(text) if shown else -(-len(text) // 4)
+        if not shown or upstream == "guess":
+            line["tokens_est"] = True
+    return line
 
 
-@given(st.lists(st.lists(TOKENS, min_size=1, max_size=4).map(of_one_request), max_size=3))
-def test_lines_of_tokens_are_what_their_struct_would_be(runs):
-    """Whatever those of one request have in common is encoded once, and says the same."""
+@given(st.lists(TOKENS, min_size=1, max_size=6))
+def test_lines_of_tokens_that_come_together_say_what_each_says_alone(events):
+    """Of one request, in whatever seconds they came, counted or not; the text stands there where all may be shown."""
+    first = events[0]
+    shown = all(event.shown for event in events)
+    events = [event._replace(request_id=first.request_id, upstream=first.upstream, source=first.source) for event in events]
     log = make(None)
     log.close()
-    told = [json.loads(line) for line in log._encode(runs).splitlines()]
-    assert told == [json.loads(msgspec.json.encode(log._token(token))) for run in runs for token in run]
+    found = [json.loads(line) for line in log._encode([Tokens.of(events)]).splitlines()]
+    assert found == [told(event._replace(shown=shown)) for event in events]

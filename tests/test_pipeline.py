@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from functools import partial
 
 import pytest
 from front import POLICY, Client, body
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from gateway import facts, pipeline, reply, wire
 from gateway.errors import InvalidRequest
 from gateway.lengths import LEAST_ANSWERS
+from gateway.stream import Pool
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 SLOW = {"ms_per_token": 60_000.0}
@@ -173,8 +175,6 @@ async def test_an_answer_that_met_the_clients_own_limit_is_kept(world, stream, l
 class Shelf:
     """A keeper that tells what it was given."""
 
-    room = 1_000
-
     def __init__(self):
         self.kept = []
 
@@ -209,10 +209,11 @@ async def test_exact_only_never_reaches_the_semantic_tier(world):
     modes = []
     made = world(a={})
     made.cache.store = lambda key, entry, mode, *, class_: modes.append(mode)
+    keeper = partial(pipeline.Keeper, made.cache, None, class_="public", pool=Pool(0), made=print)
     for mode in ("semantic", "exact", "off"):
         for exact_only in (False, True):
-            pipeline.Keeper(made.cache, None, mode, "public", no_store=False, made=print).keep(None, exact_only=exact_only)
-    pipeline.Keeper(made.cache, None, "semantic", "public", no_store=True, made=print).keep(None, exact_only=False)
+            keeper(mode=mode, no_store=False).keep(None, exact_only=exact_only)
+    keeper(mode="semantic", no_store=True).keep(None, exact_only=False)
     assert modes == ["semantic", "exact", "exact", "exact", "off", "off", "off"]
 
 

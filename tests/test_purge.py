@@ -13,14 +13,15 @@ import threading
 import pytest
 
 from gateway.ledger import Record, TokenEvent
-from gateway.logs import LogWriter, segment_files
+from gateway.logs import LogWriter
 from gateway.purge import Selector, Subject, log_files, purge_logs
+from gateway.sinks import segment_files
 
 SUBJECT = "Ada Lovelace"
 
 
 def token(request_id, index, text):
-    return TokenEvent(0, request_id, index, 1.0, 1, text, len(text), "up/m", "external", 0)
+    return TokenEvent(0, request_id, index, 1.0, 1, text, True, "up/m", "external", 0)
 
 
 def record(request_id, tenant, class_="internal", **more):

@@ -17,11 +17,12 @@ from rich.console import Console
 from gateway import pipeline
 from gateway.errors import ConfigError, Problem
 from gateway.facts import detector_version
-from gateway.logs import LogWriter, segment_files
+from gateway.logs import LogWriter
 from gateway.policy.decide import decide, pin
 from gateway.policy.decision import Health
 from gateway.policy.generation import Catalogue, Generation
 from gateway.replay import Replayer, as_json, render, replay
+from gateway.sinks import segment_files
 
 OPTIONS = (HOME, EU, US, VAULT)
 OPEN = generation("", options=OPTIONS)

@@ -6,7 +6,7 @@ import pytest
 from front import body
 from hostile import chunk, completion
 
-from gateway import reply, wire
+from gateway import reply, stream, wire
 from gateway.cache import Entry, Hit
 from gateway.dispatch import Opened
 from gateway.ledger import Usage
@@ -40,8 +40,12 @@ class Given:
 
 class Shelf:
     def __init__(self, room=1_000_000):
-        self.room = room
+        self.pool = stream.Pool(2_000_000)
         self.kept = []
+        self._most = room
+
+    def room(self):
+        return stream.Room(self._most, self.pool) if self._most else None
 
     def keep(self, entry, *, exact_only):
         self.kept.append(entry)
@@ -151,6 +155,39 @@ async def test_what_does_not_fit_is_not_kept(relay):
     assert shelf.kept == []
     _, _, shelf = await relay(Piece(json.dumps(completion()).encode()), stream=False, media="application/json", shelf=Shelf(50))
     assert shelf.kept == []
+
+
+ENDS = {
+    "whole": KEPT["whole"][0],
+    "odd": KEPT["something odd"][0],
+    "cut": [chunk("x")],
+    "error": KEPT["an error"][0],
+    "too long": [chunk("x" * 400), chunk(finish="stop"), DONE],
+}
+
+
+@pytest.mark.parametrize("parts", ENDS.values(), ids=ENDS)
+async def test_what_was_held_for_the_cache_is_given_back_however_it_ends(relay, parts):
+    """So that the bound on all answers under way holds, and does not shrink."""
+    shelf = Shelf(500)
+    before = shelf.pool.left
+    await relay(*map(Piece, parts), shelf=shelf)
+    assert shelf.pool.left == before
+
+
+async def test_answers_under_way_hold_no_more_than_all_of_them_may(relay):
+    """What finds no room passes all the same, and is not kept; what held room of its own is not touched."""
+    shelf = Shelf()
+    first = stream.Room(10_000, shelf.pool)
+    assert first.take(5_000)
+    shelf.pool.left = 50
+    out, record, _ = await relay(*map(Piece, KEPT["whole"][0]), shelf=shelf)
+    assert (record.ending, out.endswith(DONE), shelf.kept, shelf.pool.left) == ("complete", True, [], 50)
+    first.give_back()
+    first.give_back()
+    assert shelf.pool.left == 5_050
+    await relay(*map(Piece, KEPT["whole"][0]), shelf=shelf)
+    assert len(shelf.kept) == 1
 
 
 async def test_several_choices_cut_between_them_are_broken(relay):

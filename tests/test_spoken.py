@@ -10,9 +10,10 @@ from itertools import pairwise, product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ledger import Later, Ledger, Record, TokenEvent
-from gateway.logs import LogWriter, segment_files
+from gateway.ledger import Later, Ledger, Record, TokenEvent, Tokens, by_request
+from gateway.logs import LogWriter
 from gateway.output_scan import MASK, OutputScan
+from gateway.sinks import segment_files
 from gateway.spoken import Spoken
 
 ALNUM = string.ascii_letters + string.digits
@@ -20,26 +21,40 @@ KEY = "sk" + "-proj-" + "".join(random.Random(1).choices(ALNUM, k=48))
 
 
 def token(text, index=0, *, request_id="r", choice=0, logged=True):
-    shown = text if logged else None
-    return TokenEvent(0, request_id, index, 1.0, 1, shown, len(text), "up/m", "external", choice, text)
+    return TokenEvent(0, request_id, index, 1.0, 1, text, logged, "up/m", "external", choice)
 
 
 def closed(request_id="r"):
     return Record(request_id=request_id, opened_at=1.0, endpoint="chat/completions", ending="complete", status=200, stream=True)
 
 
+def hear(spoken, batch):
+    """What comes out for a batch as the log's writer hands it over, line by line."""
+    return flat(spoken.through(by_request(batch)))
+
+
 def flat(things):
-    """Line by line: tokens of one request come as a list."""
-    return [line for thing in things for line in (thing if isinstance(thing, list) else [thing])]
+    """Each line of tokens by itself."""
+    return [
+        line
+        for thing in things
+        for line in (
+            [thing.between(place, place + 1) for place in range(len(thing.text))] if isinstance(thing, Tokens) else [thing]
+        )
+    ]
 
 
 def through(*batches):
     spoken = Spoken()
-    return flat([*(line for batch in batches for line in spoken.through(batch)), *spoken.rest()])
+    return [*(line for batch in batches for line in hear(spoken, batch)), *flat(spoken.rest())]
+
+
+def tokens_in(lines):
+    return [line for line in lines if isinstance(line, Tokens)]
 
 
 def texts(lines):
-    return [line.text for line in flat(lines) if isinstance(line, TokenEvent)]
+    return [line.text[0] for line in tokens_in(lines) if line.shown]
 
 
 def test_a_credential_over_several_tokens_is_masked_and_every_token_keeps_its_line():
@@ -47,7 +62,7 @@ def test_a_credential_over_several_tokens_is_masked_and_every_token_keeps_its_li
     parts = ["your key is ", "sk" + "-pro", KEY[6:30], KEY[30:], ", keep it"]
     lines = through(*([token(part, index)] for index, part in enumerate(parts)), [closed()])
     assert texts(lines) == ["your key is ", MASK, "", "", ", keep it"]
-    assert [line.index for line in lines if isinstance(line, TokenEvent)] == [0, 1, 2, 3, 4]
+    assert [line.index[0] for line in tokens_in(lines)] == [0, 1, 2, 3, 4]
 
 
 def test_what_was_found_is_told_before_the_request_closes():
@@ -66,19 +81,18 @@ def test_what_was_found_is_told_before_the_request_closes():
 def test_text_that_is_not_logged_is_searched_and_never_waits():
     """Where no text may be logged a line goes on at once, and a credential is still told."""
     spoken = Spoken()
-    first = token(KEY[:20], logged=False)
-    assert flat(spoken.through([first])) == [first]
-    spoken.through([token(KEY[20:], 1, logged=False)])
-    lines = spoken.through([closed()])
-    assert (lines[-1].secrets_out, spoken.n_found) == (1, 1)
-    assert KEY[:20] not in str(lines)
+    (line,) = hear(spoken, [token(KEY[:20], logged=False)])
+    assert (line.index[0], line.shown) == (0, False)
+    hear(spoken, [token(KEY[20:], 1, logged=False)])
+    *_, record = hear(spoken, [closed()])
+    assert (record.secrets_out, spoken.n_found) == (1, 1)
 
 
 def test_no_more_than_a_word_waits():
     """What stands before the last blank is written at once; the word behind it when it has ended."""
     spoken = Spoken()
-    assert texts(spoken.through([token("Hello"), token(" wor", 1), token("ld", 2)])) == ["Hello"]
-    assert texts(spoken.through([token("! ", 3)])) == [" wor", "ld", "! "]
+    assert texts(hear(spoken, [token("Hello"), token(" wor", 1), token("ld", 2)])) == ["Hello"]
+    assert texts(hear(spoken, [token("! ", 3)])) == [" wor", "ld", "! "]
     assert spoken.waiting == 0
 
 
@@ -87,18 +101,18 @@ def test_an_event_of_a_request_stays_behind_its_tokens():
     other = {"event": "upstream.failed", "request_id": "other"}
     failed = Later(0, "upstream.failed", "r", dict, ())
     spoken = Spoken()
-    assert spoken.through([token("half"), failed, other]) == [other]
-    lines = spoken.through([closed()])
-    assert [texts(lines), flat(lines)[1:]] == [["half"], [failed, closed()]]
+    assert hear(spoken, [token("half"), failed, other]) == [other]
+    lines = hear(spoken, [closed()])
+    assert [texts(lines), lines[1:]] == [["half"], [failed, closed()]]
 
 
 def test_where_the_search_fails_lines_stay_and_text_does_not(monkeypatch):
     """A fault of the search loses no line and shows no text, also of what already waited, and is told."""
     spoken = Spoken()
-    spoken.through([token(KEY[:20])])
+    hear(spoken, [token(KEY[:20])])
     monkeypatch.setattr("gateway.spoken.suspects", lambda *_: 1 / 0)
-    lines = spoken.through([token(KEY[20:], 1), closed()])
-    assert [line.text for line in lines[:2]] == [None, None]
+    lines = hear(spoken, [token(KEY[20:], 1), closed()])
+    assert [(line.index[0], line.shown) for line in lines[:2]] == [(0, False), (1, False)]
     assert lines[2] == closed()
     assert (lines[3]["event"], lines[3]["error_type"]) == ("log.unencodable", "ZeroDivisionError")
 
@@ -131,13 +145,13 @@ def alone(said, id_, choice):
 def test_in_whatever_batches_it_comes_the_log_shows_what_the_scan_of_the_whole_shows(said, cuts):
     """Masked line by line, an answer joins to what `OutputScan` makes of it alone, and no line is lost, added or moved."""
     lines = run(said, cuts, logged=True)
-    tokens = [line for line in lines if isinstance(line, TokenEvent)]
+    tokens = tokens_in(lines)
     for id_, choice in product("ab", (0, 1)):
-        mine = [line.text for line in tokens if (line.request_id, line.choice) == (id_, choice)]
+        mine = [line.text[0] for line in tokens if (line.request_id, line.choice[0]) == (id_, choice)]
         assert "".join(mine) == alone(said, id_, choice)[0]
     for id_ in "ab":
         indexes = [index for index, (of, *_) in enumerate(said) if of == id_]
-        assert [line.index for line in tokens if line.request_id == id_] == indexes
+        assert [line.index[0] for line in tokens if line.request_id == id_] == indexes
 
 
 @given(SAID, CUTS, st.booleans())

@@ -44,7 +44,7 @@ def record(number=0, **changes):
 
 
 def token(request_id, index, time_s=NOW_S):
-    return TokenEvent(int(time_s * 1e9), request_id, index, 1.0, 1, "hi", 2, "a/b", "external", 0)
+    return TokenEvent(int(time_s * 1e9), request_id, index, 1.0, 1, "hi", True, "a/b", "external", 0)
 
 
 def write(folder, *records, segment="front-0"):

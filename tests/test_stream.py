@@ -22,7 +22,8 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"
 
 
 def tap(*datas, choices=1, strip=False, keep=10_000):
-    made = stream.Tap(strip_usage=strip, keep_bytes=keep, choices=choices)
+    room = stream.Room(keep, stream.Pool(10_000)) if keep else None
+    made = stream.Tap(strip_usage=strip, room=room, choices=choices)
     return made, [made.event(sse.event_of(part)) for part in datas]
 
 

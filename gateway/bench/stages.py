@@ -139,7 +139,7 @@ def _log_prices(generation: Generation, policy: str, known: Facts, health: dict[
             writer.closed(record)
 
         def token_line() -> None:
-            writer.token(TokenEvent(time.time_ns(), "req_0123456789", 0, 12.3, 1, None, 6, "upstream/model", "external", 0))
+            writer.token(TokenEvent(time.time_ns(), "req_0123456789", 0, 12.3, 1, " token", False, "a/model", "external", 0))
 
         for lines, suffix, what in (
             (request_lines, "", "four lines of a request"),

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.errors import InvalidRequest
 from gateway.http import paths
+from gateway.http.inference import request_id
 from gateway.patience import Queue
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ _STATUS_LINES = {
     status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ''}\r\n"
     for status in range(200, 600)
 }
+
+
+_MALFORMED = InvalidRequest("The HTTP request cannot be read: a line, a header or the framing of its body is malformed.")
 
 
 class Connections:
@@ -77,6 +82,20 @@ class Connection(HttpToolsProtocol):
             self.cycle = cast("Any", None)
 
     # What the parser says.
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words, without a mend
+        """What is no HTTP gets an error as any other request does. Behind one that is being served it ends the connection."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body):
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        body = _MALFORMED.body()
+        own = (
+            f"x-request-id: {request_id()}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
+        )
+        self.transport.write(f"{_STATUS_LINES[400]}{own}\r\n\r\n".encode() + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """A first line begins."""
@@ -169,8 +188,8 @@ class Lane:
     """One exchange on a Connection: see `exchange.Wire`. To uvicorn it looks like a cycle of its own."""
 
     __slots__ = (
-        "_asks_first", "_chunked", "_connection", "_flow", "_gone", "_head", "_left", "_more", "_parts", "_scope", "_size",
-        "_transport", "_waiter", "disconnected", "keep_alive", "over", "response_complete", "started", "task",
+        "_asks_first", "_chunked", "_connection", "_flow", "_gone", "_head", "_left", "_parts", "_scope", "_size", "_transport",
+        "_waiter", "disconnected", "keep_alive", "more_body", "over", "response_complete", "response_started", "task",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, asks_first: bool) -> None:
@@ -180,7 +199,7 @@ class Lane:
         self.over = False
         """Whether nobody works on it any more."""
         self.task: asyncio.Task[None] | None = None
-        self.started = False
+        self.response_started = False
         self._connection = connection
         self._transport = connection.transport
         self._flow = connection.flow
@@ -188,7 +207,7 @@ class Lane:
         self._asks_first = asks_first
         self._parts: list[bytes] = []
         self._size = 0
-        self._more = True
+        self.more_body = True
         self._waiter: asyncio.Future[None] | None = None
         self._gone: Callable[[], None] | None = None
         self._head = b""
@@ -234,7 +253,7 @@ class Lane:
 
     def feed_end(self) -> None:
         """The body is complete."""
-        self._more = False
+        self.more_body = False
         if self._waiter is not None:
             self._wake()
 
@@ -255,23 +274,23 @@ class Lane:
 
     def ready(self) -> tuple[bytes, bool] | None:
         """See `Wire.ready`."""
-        if self.disconnected or self._asks_first or not (self._parts or not self._more):
+        if self.disconnected or self._asks_first or not (self._parts or not self.more_body):
             return None
         return self._taken()
 
     def _taken(self) -> tuple[bytes, bool]:
         parts, self._parts, self._size = self._parts, [], 0
-        if self._more:
+        if self.more_body:
             self._flow.resume_reading()
-        return parts[0] if len(parts) == 1 else b"".join(parts), self._more
+        return parts[0] if len(parts) == 1 else b"".join(parts), self.more_body
 
     async def receive(self) -> tuple[bytes, bool] | None:
         """See `Wire.receive`."""
         if self._asks_first:
             self._asks_first = False
-            if not self._transport.is_closing() and not self.started:
+            if not self._transport.is_closing() and not self.response_started:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self._parts and self._more and not self.disconnected:
+        while not self._parts and self.more_body and not self.disconnected:
             self._flow.resume_reading()
             self._waiter = self._connection.loop.create_future()
             await self._waiter
@@ -283,7 +302,7 @@ class Lane:
         text = "".join(lines)
         if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
             raise ValueError("a header holds a line break")
-        self.started = True
+        self.response_started = True
         self._asks_first = False
         self._chunked = True
         closes = not self.keep_alive

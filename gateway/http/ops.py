@@ -67,6 +67,16 @@ def routes(
     started_at: int,
 ) -> list[Any]:
     """The handlers, closed over what they show."""
+    return [
+        *_for_anybody(ready=ready, metrics=metrics),
+        *_for_clients(config=config, keys=keys, started_at=started_at),
+        _purge(keys=keys, purge_state=purge_state),
+        _dry_run(keys=keys, pipeline=pipeline, emit=emit, max_body_bytes=config.server.max_body_bytes),
+    ]
+
+
+def _for_anybody(*, ready: Callable[[], tuple[bool, State]], metrics: Callable[[], Awaitable[tuple[bytes, str]]]) -> list[Any]:
+    """What needs no key."""
 
     @route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=False)
     def root() -> State:
@@ -90,6 +100,12 @@ def routes(
         page, media = await metrics()
         return Response(page, media_type=media)
 
+    return [root, health, readiness, show_metrics]
+
+
+def _for_clients(*, config: Config, keys: Keys, started_at: int) -> list[Any]:
+    """What any key may ask."""
+
     @get(["/v1/models", "/openai/v1/models", "/openai/models"], sync_to_thread=False)
     def list_models(request: Request[Any, Any, Any]) -> Response[State]:
         keys.principal(bearer(header_map(request.scope)))
@@ -106,6 +122,10 @@ def routes(
             raise NotFound(f"The model `{shown}` does not exist{hint}", param="model", code="model_not_found")
         return Response(model_object(config, wanted, started_at))
 
+    return [list_models, show_model]
+
+
+def _purge(*, keys: Keys, purge_state: Callable[..., Awaitable[dict[str, int]]]) -> Any:
     @post("/v1/gateway/purge", status_code=200)
     async def purge(request: Request[Any, Any, Any]) -> State:
         """Erase what this gateway holds, but for its log files. Scope `admin`; body: a selector, and dry_run."""
@@ -115,7 +135,11 @@ def routes(
         counts = await purge_state(wanted, dry_run=dry_run, by=principal.label)
         return {"purged": sum(counts.values()), "dry_run": dry_run, "counts": counts}
 
-    @post("/v1/route", status_code=200, request_max_body_size=config.server.max_body_bytes)
+    return purge
+
+
+def _dry_run(*, keys: Keys, pipeline: Pipeline, emit: Callable[..., None], max_body_bytes: int) -> Any:
+    @post("/v1/route", status_code=200, request_max_body_size=max_body_bytes)
     async def explain(request: Request[Any, Any, Any]) -> Response[State]:
         """Where an ordinary body would go and why; nobody is called. Scope `admin`; the query takes `DRY_RUN_WORDS`."""
         headers = header_map(request.scope)
@@ -133,7 +157,7 @@ def routes(
         told = await pipeline.explain(Incoming(endpoint=endpoint, body=body, headers=headers, principal=principal), ledger)
         return Response(told.as_json(), headers={"x-request-id": ledger.request_id})
 
-    return [explain, root, health, readiness, show_metrics, list_models, show_model, purge]
+    return explain
 
 
 def _selector(asked: Any) -> tuple[Selector, bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from gateway.errors import InvalidRequest, NotFound
+from gateway.errors import InvalidRequest, NotFound, TooLarge, Unavailable
 from gateway.privacy import CLASSES
 
 Item = dict[str, Any]
@@ -138,6 +138,27 @@ def references_too_long() -> InvalidRequest:
     """What a store says of references above their bound."""
     said = f"The referenced items are larger than {MAX_CHAIN_BYTES} bytes together."
     return InvalidRequest(said, param="input", code="context_length_exceeded")
+
+
+def too_large() -> TooLarge:
+    """What a store says of a response that it has no room for."""
+    return TooLarge("This response and its input are too large to be stored; send `store: false`.", param="store")
+
+
+def after_unknown() -> InvalidRequest:
+    """What a store says of a page that begins after an item that it does not have."""
+    return InvalidRequest("'after' is the id of no input item of this response.", param="after", code="invalid_value")
+
+
+def unusable(error: Exception, where: str = "") -> Unavailable:
+    """What a store says when it cannot be used."""
+    said = f"The store of responses{where} cannot be used ({type(error).__name__}); try again, or send `store: false`."
+    return Unavailable(said, code="state_unavailable")
+
+
+def deleted(id_: str) -> dict[str, Any]:
+    """What the API answers when a response was forgotten."""
+    return {"id": id_, "object": "response", "deleted": True}
 
 
 def check_page(limit: int, order: str) -> None:

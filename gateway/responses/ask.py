@@ -124,7 +124,7 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 def chat_body(data: dict[str, Any], *, earlier: Sequence[Item], referenced: Sequence[Item] = ()) -> dict[str, Any]:
     """The chat/completions body that asks the same as a Responses request.
 
-    `data` is the parsed request; `earlier` the items of the turns before it, oldest first (`ResponseStore.chain`);
+    `data` is the parsed request; `earlier` the items of the turns before it, oldest first (`Store.chain`);
     `referenced` the stored items that `references` named. The body holds all text that is to be judged and sent, and asks
     for usage when it streams. Raises InvalidRequest with `param` for what chat cannot do and for what is malformed.
     """
@@ -141,7 +141,7 @@ def chat_body(data: dict[str, Any], *, earlier: Sequence[Item], referenced: Sequ
 
 
 def references(data: dict[str, Any]) -> list[str]:
-    """Ids of the stored items that the input names instead of repeating them; fetch them with `ResponseStore.items`."""
+    """Ids of the stored items that the input names instead of repeating them; fetch them with `Store.items`."""
     given = data.get("input")
     listed = given if isinstance(given, list) else []
     return [item["id"] for item in listed if isinstance(item, dict) and _kind(item) == "item_reference" and _is_id(item)]

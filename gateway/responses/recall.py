@@ -13,15 +13,14 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway import wire
 from gateway.affinity import Affinity, Made
-from gateway.cache import Entry
 from gateway.config import Config
-from gateway.dispatch import Dispatch, Opened
+from gateway.dispatch import Dispatch
 from gateway.errors import InvalidRequest
 from gateway.incoming import Incoming
 from gateway.ledger import Ledger
 from gateway.policy.decision import Chosen, Decision, Option
 from gateway.policy.generation import Generation
-from gateway.reply import JSON, Headers, Reply, relayed
+from gateway.reply import JSON, Headers, Nobody, Reply, relayed
 from gateway.responses import MAX_PAGE, Store, not_found
 from gateway.upstreams import Call
 
@@ -115,19 +114,7 @@ class Recall:
             self._affinity.forget(incoming.principal.tenant, incoming.id)
         request = wire.Request(endpoint=incoming.endpoint, body=b"", data={}, model=made.name, stream=stream)
         headers = self._headers(decision, option.name, "off")
-        return await relayed(ledger, opened, request, headers, prompt_tokens=0, keeper=_Nobody(), done="complete")
-
-
-class _Nobody:
-    """Keeps no answer: what is recalled is stored already."""
-
-    room = 0
-
-    def keep(self, entry: Entry, *, exact_only: bool) -> None:
-        """See `reply.Keeper`."""
-
-    def made(self, id_: str, opened: Opened) -> None:
-        """See `reply.Keeper`."""
+        return await relayed(ledger, opened, request, headers, prompt_tokens=0, keeper=Nobody(), done="complete")
 
 
 def _option_of(made: Made, generation: Generation) -> Option | None:

@@ -18,7 +18,6 @@ from msgspec import Struct
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
-from gateway.errors import InvalidRequest, TooLarge, Unavailable
 from gateway.privacy import highest
 from gateway.responses import (
     MAX_CHAIN_BYTES,
@@ -27,13 +26,17 @@ from gateway.responses import (
     Head,
     Item,
     Turns,
+    after_unknown,
     chain_too_long,
     check_clearance,
     check_page,
+    deleted,
     not_found,
     page_of,
     previous_not_found,
     references_too_long,
+    too_large,
+    unusable,
 )
 
 T = TypeVar("T")
@@ -104,7 +107,7 @@ class SharedStore:
         kept = await asyncio.to_thread(_kept_of, response, input_items, class_, until)
         value = msgspec.msgpack.encode(kept)
         if len(value) > MAX_RESPONSE_BYTES:
-            raise TooLarge("This response and its input are too large to be stored; send `store: false`.", param="store")
+            raise too_large()
         life_ms = max(1, int((until - self._clock()) * 1000))
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._name("r", tenant, response["id"]), value, px=life_ms)
@@ -127,7 +130,7 @@ class SharedStore:
         """See `Store.delete`."""
         kept = await self._found(id_, tenant)
         await self._forget(tenant, id_, kept)
-        return {"id": id_, "object": "response", "deleted": True}
+        return deleted(id_)
 
     async def input_items(
         self, id_: str, tenant: str, *, limit: int = 20, after: str | None = None, order: Literal["asc", "desc"] = "desc"
@@ -141,7 +144,7 @@ class SharedStore:
         if after is not None:
             at = next((at for at, item in enumerate(asked) if item.id == after), None)
             if at is None:
-                raise InvalidRequest("'after' is the id of no input item of this response.", param="after", code="invalid_value")
+                raise after_unknown()
             asked = asked[at + 1 :]
         return page_of([json.loads(item.body) for item in asked[: limit + 1]], limit)
 
@@ -200,7 +203,7 @@ class SharedStore:
                 async for name in self._names(f"{self._prefix}:i:{whose}:*"):
                     await self._redis.unlink(name)
         except _FAULTS as error:
-            raise _unusable(error) from None
+            raise unusable(error, " (Redis)") from None
         return count
 
     async def _is_meant(self, name: bytes, class_: str | None, subject: Callable[[bytes], bool] | None) -> bool:
@@ -248,12 +251,7 @@ class SharedStore:
             async with asyncio.timeout(self._timeout_s):
                 return await asked
         except _FAULTS as error:
-            raise _unusable(error) from None
-
-
-def _unusable(error: Exception) -> Unavailable:
-    said = f"The store of responses (Redis) cannot be used ({type(error).__name__}); try again, or send `store: false`."
-    return Unavailable(said, code="state_unavailable")
+            raise unusable(error, " (Redis)") from None
 
 
 def _read(value: bytes | None) -> _Kept | None:

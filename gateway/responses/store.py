@@ -18,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gateway.errors import InvalidRequest, TooLarge, Unavailable
 from gateway.privacy import CLASSES, highest
 from gateway.responses import (
     MAX_CHAIN_BYTES,
@@ -27,13 +26,17 @@ from gateway.responses import (
     Head,
     Item,
     Turns,
+    after_unknown,
     chain_too_long,
     check_clearance,
     check_page,
+    deleted,
     not_found,
     page_of,
     previous_not_found,
     references_too_long,
+    too_large,
+    unusable,
 )
 
 T = TypeVar("T")
@@ -56,9 +59,9 @@ CREATE INDEX IF NOT EXISTS items_id ON items (tenant, id);
 
 
 class ResponseStore:
-    """One file of responses. Every method is answered by one thread of its own, so that the event loop stays free.
+    """A `responses.Store`: one file. Every method is answered by one thread of its own, so that the event loop stays free.
 
-    Each method raises Unavailable when the file cannot be used (a full disk, a lock that is held too long).
+    The file cannot be used while the disk is full or a lock is held too long.
     """
 
     def __init__(
@@ -82,11 +85,7 @@ class ResponseStore:
         class_: str,
         expires_at: float | None = None,
     ) -> None:
-        """Keep a final Response object and the items it was asked with, each with an id (`ask.input_items`).
-
-        Raises InvalidRequest (`store_forbidden`) for a class above the clearance, TooLarge for what would take a quarter of
-        the store.
-        """
+        """See `Store.put`. Too large is what would take a quarter of the store."""
         check_clearance(class_)
         await self._run(
             _put,
@@ -100,37 +99,30 @@ class ResponseStore:
         )
 
     async def get(self, id_: str, tenant: str) -> dict[str, Any]:
-        """The Response object. Raises NotFound."""
+        """See `Store.get`."""
         return await self._run(_get, self._clock(), id_, tenant)
 
     async def head(self, id_: str, tenant: str) -> Head:
-        """What the response is. Raises NotFound."""
+        """See `Store.head`."""
         return await self._run(_head, self._clock(), id_, tenant)
 
     async def delete(self, id_: str, tenant: str) -> dict[str, Any]:
-        """Forget the response and its items; returns what the API answers. Raises NotFound."""
+        """See `Store.delete`."""
         return await self._run(_delete, self._clock(), id_, tenant, then=_truncate)
 
     async def input_items(
         self, id_: str, tenant: str, *, limit: int = 20, after: str | None = None, order: Literal["asc", "desc"] = "desc"
     ) -> dict[str, Any]:
-        """One page of the items a response was asked with, as the API lists them; `after` is an item's id.
-
-        Raises NotFound for the response, InvalidRequest for `limit`, `order` or `after`.
-        """
+        """See `Store.input_items`."""
         check_page(limit, order)
         return await self._run(_input_items, self._clock(), id_, tenant, limit=limit, after=after, order=order)
 
     async def chain(self, id_: str, tenant: str) -> Turns:
-        """The items of a response and of all before it, for a request that names it as `previous_response_id`.
-
-        Raises InvalidRequest: `previous_response_not_found` when any of them is not stored, for a conversation that lost a
-        turn is another one; `context_length_exceeded` above MAX_TURNS or MAX_CHAIN_BYTES.
-        """
+        """See `Store.chain`."""
         return await self._run(_chain, self._clock(), id_, tenant)
 
     async def items(self, ids: Sequence[str], tenant: str) -> Turns:
-        """Stored items by their ids, for `item_reference`; those that are not stored are left out."""
+        """See `Store.items`."""
         return await self._run(_items, self._clock(), ids, tenant) if ids else Turns([], CLASSES[0])
 
     async def purge(
@@ -145,7 +137,7 @@ class ResponseStore:
         return await self._run(_purge, tenant, class_, subject, dry_run=dry_run, then=None if dry_run else _truncate)
 
     async def aclose(self) -> None:
-        """Close the file; called once, after the last call has returned."""
+        """See `Store.aclose`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
@@ -174,8 +166,7 @@ class ResponseStore:
                     self._set_aside(error)
                     return attempt()
             except (sqlite3.Error, _Damaged, OSError) as error:
-                said = f"The store of responses cannot be used ({type(error).__name__}); try again, or send `store: false`."
-                raise Unavailable(said, code="state_unavailable") from error
+                raise unusable(error) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
@@ -287,8 +278,7 @@ def _put(
     listed = [(tenant, id_, number, out, item["id"], _dump(item)) for number, (out, item) in enumerate(rows)]
     body = _dump(response)
     if len(body) + sum(len(row[-1]) for row in listed) > max_bytes // 4:
-        said = "This response and its input are too large to be stored; send `store: false`."
-        raise TooLarge(said, param="store")
+        raise too_large()
     _sweep(db, now)
     db.execute("DELETE FROM responses WHERE tenant = ? AND id = ?", (tenant, id_))
     head = (tenant, id_, class_, response.get("previous_response_id"), now, expires_at, body)
@@ -331,7 +321,7 @@ def _head(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> Head:
 def _delete(db: sqlite3.Connection, now: float, id_: str, tenant: str) -> dict[str, Any]:
     _get(db, now, id_, tenant)
     db.execute("DELETE FROM responses WHERE tenant = ? AND id = ?", (tenant, id_))
-    return {"id": id_, "object": "response", "deleted": True}
+    return deleted(id_)
 
 
 def _input_items(
@@ -346,7 +336,7 @@ def _input_items(
         query = "SELECT number FROM items WHERE tenant = ? AND response = ? AND id = ? AND output = 0"
         row = db.execute(query, (*mine, after)).fetchone()
         if row is None:
-            raise InvalidRequest("'after' is the id of no input item of this response.", param="after", code="invalid_value")
+            raise after_unknown()
         bound = row[0]
     where = f"tenant = ? AND response = ? AND output = 0 AND number {compare} ?"
     query = f"SELECT body FROM items WHERE {where} ORDER BY number {direction} LIMIT ?"  # noqa: S608 - fixed words

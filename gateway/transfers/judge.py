@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from gateway import facts as facts_of
 from gateway import wire
 from gateway.affinity import Affinity, Kind, Made
-from gateway.cache import Entry
 from gateway.config import CLASSES, Class, Config
 from gateway.dispatch import Dispatch, Opened
 from gateway.errors import (
@@ -32,7 +31,7 @@ from gateway.policy.decide import decide, policy_for
 from gateway.policy.decision import Decision, Health
 from gateway.policy.generation import Generation
 from gateway.privacy import UNSCANNABLE
-from gateway.reply import Headers, Reply, relayed
+from gateway.reply import Headers, Nobody, Reply, relayed
 
 LOOP_CHARS = 128 * 1024
 """More text than this is scanned on a thread, so that the loop stays free."""
@@ -151,19 +150,7 @@ class Judge:
         done: Ending = "complete" if opened.option == first else "fallback"
         headers = self.headers(decision.policy, opened.option.name)
         tokens = facts.prompt_tokens if facts else 0
-        return await relayed(ledger, opened, request, headers, prompt_tokens=tokens, keeper=_Nobody(), done=done)
-
-
-class _Nobody:
-    """Keeps no answer."""
-
-    room = 0
-
-    def keep(self, entry: Entry, *, exact_only: bool) -> None:
-        """See `reply.Keeper`."""
-
-    def made(self, id_: str, opened: Opened) -> None:
-        """See `reply.Keeper`."""
+        return await relayed(ledger, opened, request, headers, prompt_tokens=tokens, keeper=Nobody(), done=done)
 
 
 def note(ledger: Ledger, facts: Facts, decision: Decision) -> None:

@@ -27,7 +27,8 @@ from pathlib import Path
 import structlog
 
 from gateway.ledger import TokenEvent
-from gateway.logs import LogWriter, segment_files
+from gateway.logs import LogWriter
+from gateway.sinks import segment_files
 from gateway.spoken import Spoken
 from gateway.tokens import Counter
 
@@ -54,7 +55,7 @@ def per_token(folder: Path, n: int, n_tokens: int) -> tuple[float, float]:
     log = writer(folder)
     whole, own = time.process_time_ns(), time.thread_time_ns()
     for index in range(n):
-        event = TokenEvent(time.time_ns(), "req-0123456789", index, 12.345, n_tokens, " token", 6, "a/b", "external", 0)
+        event = TokenEvent(time.time_ns(), "req-0123456789", index, 12.345, n_tokens, " token", True, "a/b", "external", 0)
         log.token(event)
     own = time.thread_time_ns() - own
     lost = log.close()
@@ -123,7 +124,7 @@ def victim(folder: str, shared: str, per_second: int) -> None:
             due = int((time.monotonic() - begin) * per_second)
             while index < due:
                 now = time.time_ns()
-                log.token(TokenEvent(now, "victim", index, 1.0, 1, " token", 6, "openai/gpt-4o", "external", 0))
+                log.token(TokenEvent(now, "victim", index, 1.0, 1, " token", True, "openai/gpt-4o", "external", 0))
                 index += 1
                 said[:] = PACE.pack(index, now)
             time.sleep(0.0005)

@@ -345,7 +345,7 @@ def _label(site: Site, text: str) -> None:
 @plant("tokens are logged whatever the policy says")
 def _said(_: Site) -> Iterator[None]:
     real = logs.LogWriter._token_lines
-    with patch.object(logs.LogWriter, "_token_lines", lambda self, run: real(self, [one._replace(text=one.said) for one in run])):
+    with patch.object(logs.LogWriter, "_token_lines", lambda self, tokens: real(self, tokens._replace(shown=True))):
         yield
 
 

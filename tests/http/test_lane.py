@@ -101,6 +101,52 @@ async def test_what_comes_ahead_of_its_turn_waits_and_is_answered_in_order(world
     assert [json.loads(found[at][1])["choices"][0]["message"]["content"] for at in (0, 2)] == ["one", "two"]
 
 
+NO_HTTP = {
+    "no request line": b"hello\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "two lengths": b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
+    "a header without a name": b"GET /v1/models HTTP/1.1\r\nhost: x\r\n: y\r\n\r\n",
+    "a body of no chunks": b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP)
+async def test_what_is_no_http_gets_an_error_that_a_client_can_read(world, sent):
+    """OpenAI's envelope, an id, and the end of the connection."""
+    made = world(up={})
+    async with made.listening() as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(sent)
+        async with asyncio.timeout(30):
+            top, _, told = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert top.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: req_" in top
+    assert json.loads(told)["error"]["type"] == "invalid_request_error"
+
+
+async def test_an_answer_comes_to_its_end_whatever_follows_its_request(world, server, caplog):
+    """What is no HTTP behind a request in flight is not answered into that one's answer: it ends the connection behind it."""
+    gate = asyncio.Event()
+    server.scripts = [[head(), chunk("one"), gate, chunk("two"), chunk(finish="stop"), DONE]]
+    made = world(up={"base_url": server.base_url})
+    async with made.listening() as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(request(made, body(stream=True)))
+        async with asyncio.timeout(30):
+            begun = await reader.readuntil(b"one")
+            writer.write(b"\x00\x00 no HTTP \r\n\r\n")
+            while "Invalid HTTP" not in caplog.text:
+                await asyncio.sleep(0)
+            gate.set()
+            rest = await reader.read()
+        writer.close()
+    assert b" 200 " in begun
+    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert b"400" not in rest
+    assert [record.ending for record in made.records] == ["complete"]
+
+
 async def test_a_client_that_leaves_ends_its_upstream(world):
     """Though the upstream has not said a word yet: one record, and nothing stays open."""
     made = world(silent={"fail": "hang"})

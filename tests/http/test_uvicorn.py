@@ -33,6 +33,7 @@ DOES = {
     "on_body": ("body",),
     "on_message_complete": (),
     "on_response_complete": (),
+    "send_400_response": ("msg",),
     "shutdown": (),
     "timeout_keep_alive_handler": (),
     "_start_asgi_task": ("cycle", "app"),
@@ -96,6 +97,7 @@ def test_flow_parser_and_cycle_have_what_is_asked_of_them():
     assert flow_control.HIGH_WATER_LIMIT > 0, changed("HIGH_WATER_LIMIT")
     assert hasattr(ServerState(), "total_requests"), changed("ServerState.total_requests")
     cycle = attributes_of(tree_of(httptools_impl.RequestResponseCycle), "self")
+    assert {"keep_alive", "more_body", "response_complete", "response_started"} - cycle == set(), changed("RequestResponseCycle")
     assert CYCLE - cycle == set(), changed("RequestResponseCycle", "door.py")
 
 

@@ -177,6 +177,14 @@ def test_nothing_is_told_while_nothing_changes(folder):
     assert settle(watcher) == []
 
 
+def test_a_save_is_taken_at_the_second_look(folder):
+    """The first sees that something changed, the second that it rests: with the time between looks, that is how long it takes."""
+    watcher = folder.watcher()
+    folder.save("a.toml", pair(1)["a.toml"])
+    assert watcher.poll() is None
+    assert isinstance(watcher.poll(), Activated)
+
+
 def test_a_broken_folder_is_told_once_and_its_mending_too(folder):
     """What is wrong is told once for each content; the last good policies stay; mended, the watcher says so."""
     watcher = folder.watcher()

@@ -315,7 +315,10 @@ def phases(body):
 
 
 async def test_an_upstream_is_left_soon_after_its_client_has_gone(gateway, upstream):
-    """Of 300 clients that leave in random phases every upstream is closed, half of them within 250 ms, and each has its record."""
+    """Of 300 clients that leave in random phases every upstream is closed, and each has its record.
+
+    Wherever the upstream was silent, it is left within 250 ms of half of them, and within ten times that of nine in ten.
+    """
     upstream.script = phases
     upstream.left.clear()
     chance, gone = random.Random(6), {}
@@ -335,9 +338,11 @@ async def test_an_upstream_is_left_soon_after_its_client_has_gone(gateway, upstr
         await asyncio.gather(*map(one, range(first, first + 10)))
     await until(lambda: not upstream.busy)
     records = await until(lambda: closed if len(closed := of_model(gateway, "left")) >= DEPARTURES else None)
-    took = [left - gone[name] for name, left in upstream.left.items()]
-    assert len(took) > DEPARTURES / 2
-    assert statistics.median(took) < MEDIAN_DEPARTURE_S
+    took = [[left - gone[name] for name, left in upstream.left.items() if int(name) % 4 == phase] for phase in range(4)]
+    for each in took:
+        assert len(each) > DEPARTURES / 8
+        assert statistics.median(each) < MEDIAN_DEPARTURE_S
+        assert statistics.quantiles(each, n=10)[-1] < 10 * MEDIAN_DEPARTURE_S
     assert (len(records), {record["ending"] for record in records}) == (DEPARTURES, {"client_gone"})
 
 

@@ -1,0 +1,41 @@
+"""The command line: what is given wrong is told with its mend and exit status 2, never by a traceback."""
+
+import pytest
+
+from gateway import cli
+
+CONFIG = '[models.m]\ncandidates = []\nsubstitutable = true\n[policies]\ndefault = "p"\n[cache]\nsemantic = false\n'
+POLICY = 'policy = "p"\n[[route]]\nname = "all"\norder_by = "cost"\n'
+
+
+@pytest.fixture
+def gateway(tmp_path, monkeypatch, capsys):
+    """Run the command in a folder with a config; gives exit status and what was said on stderr."""
+    (tmp_path / "config.toml").write_text(CONFIG)
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/p.toml").write_text(POLICY)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["gateway", *words])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        return exited.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("explain", "request.json"), "request.json: cannot be read: No such file or directory"),
+        (("explain", "policies"), "policies: cannot be read: Is a directory"),
+        (("explain",), "Missing argument 'REQUEST_ID|FILE|-'"),
+        (("logs", "tail", "--lines", "-4"), "'--lines'"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_what_is_given_wrong_is_told(gateway, words, said):
+    """The exit status is 2."""
+    status, told = gateway(*words)
+    assert (status, said in told) == (2, True), told
