@@ -523,7 +523,7 @@ class Detector:
         """Where the first of these stands, or -1; 0 where there are none to look for."""
         if not marks:
             return 0
-        if marks in self._gates.marks:
+        if len(low) > _SHORT and marks in self._gates.marks:
             first = self._gates.marks[marks].search(low, 0, len(low))
             return first.start() if first else -1
         return min((place for mark in marks if (place := low.find(mark)) >= 0), default=-1)
@@ -602,7 +602,7 @@ class Detector:
         elif family.lead:
             places = (begin + family.lead,) if family.rest else (begin + family.lead, end)
         judged: list[_Found] = []
-        spent = 2
+        spent = 2 + family.back // 16
         for rule in family.rules:
             if rule.kind in done:
                 continue
@@ -805,8 +805,10 @@ _SPILL = 64
 """Bytes that the last match of a block may reach over its end, or the block is not kept."""
 _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
-_STEPS, _CHARS_A_STEP = 2_000, 48
+_STEPS, _CHARS_A_STEP = 2_000, 50
 """Steps of about a microsecond that a text may cost, whatever its length, and characters that allow one more."""
+_SHORT = 1 << 14
+"""Bytes up to which words are looked for one by one, which is quick in most texts and slow in few."""
 _MATCH, _SEARCH, _SEARCHED, _SCANNED = 3, 2, 512, 64
 """Steps of a gate's match, and of a search; bytes that a step of RE2, and of `re`, passes over."""
 _BORDER = SEPARATOR.encode()

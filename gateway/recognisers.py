@@ -99,14 +99,16 @@ class Family(NamedTuple):
     wordy: bool = False
     """The gate has so many alternatives that `re` is slow on it everywhere."""
     strict: Pattern | None = None
-    """Serves instead of the gate where its matches crowd: a pattern for `re` alone, which can look around. It takes next to no time
-    to say no, as only what it finds is counted."""
+    """Serves instead of the gate where its matches crowd: a pattern for `re` alone, which can look around.
+
+    It takes next to no time to say no, as only what it finds is counted."""
 
 
 class Group(NamedTuple):
-    """Families that are looked for only near a shape: one pattern that stands within `SHAPE_BYTES` of the start of each of their
-    matches, and with few states in any text, so that it costs one pass at the speed of an automaton even where no text like it
-    was read before."""
+    """Families that are looked for only near a shape, which stands within `SHAPE_BYTES` of the start of each of their matches.
+
+    A shape has few states in any text, so that it costs one pass at the speed of an automaton, whatever was read before.
+    """
 
     shape: bytes
     families: tuple[Family, ...]
@@ -225,7 +227,9 @@ _CARD_GATE = (
     _NO_DECIMAL
     + rb"(?:(?:4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})|[56][0-9]{11,18}|3[0-9]{13,18}|2[0-7][0-9]{14}|(?:2131|1800)[0-9]{11}"
     rb"|81[0-9]{14,17}|9792[0-9]{12,15}|0604[0-9]{8,15})[^0-9A-Za-z]|"
-    + b"|".join(_CARD_PRINTED.replace(b"_", rb"[%s][ \t./_\-]{0,2}" % re.escape(sign)) for sign in (b" ", b"\t", b".", b"/", b"_", b"-"))
+    + b"|".join(
+        _CARD_PRINTED.replace(b"_", rb"[%s][ \t./_\-]{0,2}" % re.escape(sign)) for sign in (b" ", b"\t", b".", b"/", b"_", b"-")
+    )
     + rb")"
 )
 """A length that a card has behind its prefix, or a shape."""
@@ -504,7 +508,7 @@ _GAP = re.compile(r"[ .\-/]")
 
 
 def _compact(scheme: Scheme, text: str) -> str:
-    """The signs of what may be such a number; in Finland the sign between date and number is part of it. Empty for what is none."""
+    """The signs of what may be such a number, or none; in Finland the sign between date and number is part of it."""
     compact = text if scheme.compact.fullmatch(text) else _GAP.sub("", text).upper()
     return compact if scheme.compact.fullmatch(compact) else ""
 
@@ -522,9 +526,9 @@ def _written_id(match: Match) -> Span | None:
 
 @functools.lru_cache(maxsize=512)
 def _called(word: bytes) -> tuple[tuple[Scheme, ...], int]:
-    """The schemes that are called so, and how many signs their numbers have at least; all with ten signs and more where the word is general.
+    """The schemes that are called so, and how many signs their numbers have at least. Words are those of the table.
 
-    Words are those of the table.
+    Where the word is general, all with ten signs and more.
     """
     text = word.decode("utf-8", "replace")
     general = _GENERAL_WORD.search(text)
@@ -532,9 +536,7 @@ def _called(word: bytes) -> tuple[tuple[Scheme, ...], int]:
     return named, 8 if any(scheme.short for scheme in named) else 10
 
 
-_LONG_ID = {
-    least: re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z](?:[ .\-/+]{0,2}[0-9A-Za-z]){%d}" % (least - 1)) for least in (8, 10)
-}
+_LONG_ID = {least: re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z](?:[ .\-/+]{0,2}[0-9A-Za-z]){%d}" % (least - 1)) for least in (8, 10)}
 """As many signs as a number has at least: wider than `_ID_TOKEN`, and quicker to say no."""
 
 
@@ -583,12 +585,8 @@ def _without_looks(pattern: bytes) -> bytes:
     return plain.replace(rb"\d", rb"[0-9]").replace(rb"[[0-9]", rb"[0-9")
 
 
-_WRITTEN_GATE = (
-    rb"(?:[^0-9A-Za-z.\-/]|[^0-9][.\-/])(?:" + _without_looks(_WRITTEN) + rb")(?:[^0-9A-Za-z.\-/]|[.\-/][^0-9])"
-)
-_WRITTEN_STRICT = re.compile(
-    _LEAD + rb"(?<![0-9][.\-/])(?=(?:" + _without_looks(_WRITTEN) + rb")(?![0-9A-Za-z]|[.\-/][0-9]))"
-)
+_WRITTEN_GATE = rb"(?:[^0-9A-Za-z.\-/]|[^0-9][.\-/])(?:" + _without_looks(_WRITTEN) + rb")(?:[^0-9A-Za-z.\-/]|[.\-/][^0-9])"
+_WRITTEN_STRICT = re.compile(_LEAD + rb"(?<![0-9][.\-/])(?=(?:" + _without_looks(_WRITTEN) + rb")(?![0-9A-Za-z]|[.\-/][0-9]))")
 _WRITTEN_ID = Rule(
     "national_id",
     re.compile(rb"(?<![0-9A-Za-z])(?<![0-9][.\-/])(?:" + _WRITTEN + rb")(?![0-9A-Za-z]|[.\-/][0-9])"),
@@ -685,7 +683,10 @@ _WALLET_RULES = (
         steps=8,
     ),
     Rule(
-        "secret", re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT), _wallet_key, steps=20
+        "secret",
+        re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT),
+        _wallet_key,
+        steps=20,
     ),
 )
 _WALLET_GATE = (

@@ -9,6 +9,7 @@ import random
 import string
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from gateway import privacy
 from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
 from gateway.recognisers import FAMILIES, SEPARATOR, github_checksum
+from tests.bench.privacy import LOOKALIKES, lookalikes
 
 ALNUM = string.ascii_letters + string.digits
 BASE64URL = ALNUM + "-_"
@@ -437,6 +439,47 @@ def test_a_text_full_of_what_is_no_finding_is_restricted_like_one_that_is_too_lo
     assert seen[0] == seen[1]
     assert seen[0].failed == "TooManyCandidates"
     assert classify(seen[0], {kind.name: "public" for kind in KINDS}) == "restricted"
+
+
+class Counting(privacy._Hunt):
+    """Keeps what was spent."""
+
+    biggest = 0
+    hunts: ClassVar[list[Counting]] = []
+
+    def __init__(self, data, left):
+        super().__init__(data, left)
+        self.hunts.append(self)
+
+    def spend(self, steps):
+        self.biggest = max(self.biggest, steps)
+        super().spend(steps)
+
+
+@pytest.mark.parametrize("shape", LOOKALIKES)
+def test_a_text_made_to_be_slow_ends_within_its_steps(shape, monkeypatch):
+    """Whatever it looks like, a text costs no more than it may and one try, and a try is short."""
+    monkeypatch.setattr(privacy, "_Hunt", Counting)
+    monkeypatch.setattr(Counting, "hunts", [])
+    text = lookalikes(shape, random.Random(shape))
+    failed = scan([text], max_chars=10**7).failed
+    (hunt,) = Counting.hunts
+    assert failed in {"", "TooManyCandidates"}
+    assert (hunt.left < 0) == bool(failed)
+    assert hunt.left >= -hunt.biggest
+    assert hunt.biggest <= len(text) // 64 + 8
+
+
+def test_the_strings_of_a_body_share_its_steps():
+    """A text cut into many strings may cost no more than in one, and what was read before counts as when it was read."""
+    text = lookalikes("token=<l16> ", random.Random(1))
+    pieces = [text[at : at + 2_400] for at in range(0, len(text), 2_400)]
+    detector = Detector()
+    assert not any(scan([piece], max_chars=10**7, detector=detector).failed for piece in pieces[:9])
+    first = scan(pieces, max_chars=10**7, detector=detector)
+    again = scan(pieces, max_chars=10**7, detector=detector)
+    assert first == again == scan(pieces, max_chars=10**7, detector=Detector())
+    assert first.failed == "TooManyCandidates"
 
 
 @pytest.mark.parametrize(
