@@ -13,8 +13,8 @@ import re
 import secrets
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import blake2b
 from itertools import accumulate, chain, pairwise, repeat
 from types import MappingProxyType
@@ -26,16 +26,21 @@ from gateway.recognisers import (
     CONTEXT_BYTES,
     FAMILIES,
     GROUP,
+    GROUPS,
     ID_WORDS,
     KINDS,
     LONG_TOKEN,
     NAMED,
     NAMED_ID,
+    NAMED_WORDS,
+    NEEDY,
     NO_DIGITS,
     RUN,
     SEPARATOR,
+    SHAPE_BYTES,
     Family,
     Kind,
+    named_id,
 )
 from gateway.terms import Terms
 
@@ -234,7 +239,11 @@ def _read(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _unescape_number(match: re.Match[str]) -> str:
-    return chr(int(match[1], 16))
+    return _BY_CODE[match[1]]
+
+
+_BY_CODE = {spelt: chr(code) for code in range(0x20, 0x80) for spelt in (f"{code:02x}", f"{code:02X}")}
+_BY_CODE |= {spelt[0] + spelt[1].swapcase(): plain for spelt, plain in _BY_CODE.items()}
 
 
 class _Origin:
@@ -364,24 +373,19 @@ class _Gates:
     """The table of recognisers, compiled by one engine."""
 
     def __init__(self, compiled: Callable[[bytes], Gate]) -> None:
-        families = FAMILIES
-        gates = [family.gate + family.rest for family in families]
-        self.any = compiled(_one_of(gates))
-        self.anything = compiled(_one_of((*gates, RUN, ID_WORDS)))
-        """Where this does not match, no rule finds anything: one pass, and most prompts are over."""
-        each = [(compiled(family.gate + family.rest), family, {rule.kind for rule in family.rules}) for family in families]
-        needy = [one for one in each if one[1].needs]
-        plain = [one for one in each if not one[1].needs]
-        joined = [plain[at : at + _JOINED] for at in range(0, len(plain), _JOINED)]
-        self.groups = (
-            (None, needy),
-            *((compiled(_one_of(family.gate + family.rest for _, family, _ in group)), group) for group in joined),
-        )
-        """Families in groups that one search passes over where none matches; those with needs are passed over for less."""
-        self.plain = {family.gate: _look_ahead(family) for family in families if not family.wordy}
-        words = {rule.before for family in families for rule in family.rules} | {named.words for named in NAMED}
+        def prepared(families: Iterable[Family]) -> list[tuple[Gate, Family, set[str]]]:
+            return [(compiled(family.gate + family.rest), family, {rule.kind for rule in family.rules}) for family in families]
+
+        self.groups = [(compiled(group.shape), prepared(group.families)) for group in GROUPS]
+        """Each shape is a pass of its own: joined, patterns that count signs have more states than can be built in time."""
+        self.needy = prepared(NEEDY)
+        many = {marks for family in FAMILIES if len(marks := family.needs or family.near) > 1 and marks[0].isalpha()}
+        self.marks = {marks: compiled(_one_of(marks)) for marks in many}
+        """One pass for several words: each by itself may take as long."""
+        self.plain = {family.gate: _look_ahead(family) for family in FAMILIES if not family.wordy}
+        words = {rule.before for family in FAMILIES for rule in family.rules} | {named.words for named in NAMED}
         self.words = {pattern: compiled(pattern) for pattern in words if pattern}
-        self.number_words = compiled(_one_of(named.words for named in NAMED))
+        self.number_words = compiled(NAMED_WORDS)
         self.id_words = compiled(ID_WORDS)
         self.run_or_id = compiled(_one_of((RUN, ID_WORDS)))
         """Where neither stands no rule that needs a word finds anything, and most texts have neither."""
@@ -431,7 +435,7 @@ class Detector:
         gates = _compiled_gates(compiled)
         self._gates = gates
         self._terms = Terms({kind: map(normalise, words) for kind, words in terms.items()}) if terms else None
-        self._verdicts: Verdicts[frozenset[str]] = Verdicts()
+        self._verdicts: Verdicts[tuple[frozenset[str], int]] = Verdicts()
 
     @property
     def patterns(self) -> Detector:
@@ -440,7 +444,7 @@ class Detector:
 
     def find(self, text: str) -> list[Finding]:
         """Every finding in the text, by place in the normalised text. Only findings of different kinds overlap."""
-        return self._findings(_between_borders(b"", text), 1)
+        return self._findings(_between_borders(b"", text), 1, allowed(len(text)))
 
     def locate(self, text: str, *, before: str = "") -> list[Finding]:
         """Every finding by its place in the text itself: what to cut out for redaction. Of different kinds they may overlap.
@@ -448,23 +452,25 @@ class Detector:
         `before` is what stands before this string in the same body, joined by SEPARATOR: a word there may explain a number.
         """
         context = _context(before)
-        found = self._findings(_between_borders(context, text), len(context) + 1)
+        found = self._findings(_between_borders(context, text), len(context) + 1, allowed(len(text)))
         origin = _Origin(text) if found else None
         return [Finding(one.kind, *origin.span(one.start, one.end)) for one in found if origin]
 
     def kinds(self, text: str) -> frozenset[str]:
         """The kinds found in the text. Once a kind is found, it is not looked for again."""
-        return self._kinds(_between_borders(b"", text), 1)
+        return self._kinds(_between_borders(b"", text), 1, allowed(len(text)))[0]
 
     def kinds_of_all(self, texts: list[str]) -> frozenset[str]:
         """The kinds found in the strings of one body, in their order. Of what was read before, the verdict is kept.
 
+        The steps of all count together, also of what was read before: the verdict on a body hangs on nothing but the body.
         Long lists are cut into pieces that begin where they began last time when only the end of a conversation is new. A
         verdict hangs on the piece and, as words before a number count, on the piece before it.
         """
-        if sum(map(len, texts)) < _PIECE_CHARS:
+        n_chars = sum(map(len, texts))
+        if n_chars < _PIECE_CHARS:
             return self.kinds(SEPARATOR.join(texts))
-        found = _NOTHING
+        found, left = _NOTHING, allowed(n_chars)
         previous, mark = "", b""
         for piece, whole in _pieces(texts):
             verdict, digest = None, b""
@@ -473,10 +479,14 @@ class Detector:
                 verdict = self._verdicts.get(mark + digest)
             if verdict is None:
                 context = _context(previous)
-                verdict = self._kinds(_between_borders(context, piece), len(context) + 1)
+                verdict = self._kinds(_between_borders(context, piece), len(context) + 1, left)
                 if whole:
                     self._verdicts.put(mark + digest, verdict)
-            found |= verdict
+            kinds, steps = verdict
+            found |= kinds
+            left -= steps
+            if left < 0:
+                raise TooManyCandidates
             previous, mark = piece, digest
         return found
 
@@ -484,21 +494,20 @@ class Detector:
         """Drop all verdicts, so that the next scan reads everything anew."""
         self._verdicts = Verdicts()
 
-    def _kinds(self, data: bytes, since: int) -> frozenset[str]:
-        if self._terms is None and not self._gates.anything.search(data, 0, len(data)):
-            return _NOTHING
-        hunt = _Hunt(data)
-        for kind, _, _ in self._search(hunt, self._hot(data), since):
+    def _kinds(self, data: bytes, since: int, left: int) -> tuple[frozenset[str], int]:
+        """The kinds of findings that end behind the first `since` bytes, and the steps that it cost to know."""
+        hunt = _Hunt(data, left)
+        for kind, _, _ in self._search(hunt, since):
             hunt.done.add(kind)
         for kind, _, end in self._terms.find(data) if self._terms is not None else ():
             if end > since:
                 hunt.done.add(kind)
-        return frozenset(hunt.done) if hunt.done else _NOTHING
+        return frozenset(hunt.done) if hunt.done else _NOTHING, left - hunt.left
 
-    def _findings(self, data: bytes, since: int) -> list[Finding]:
+    def _findings(self, data: bytes, since: int, left: int) -> list[Finding]:
         """Findings that end behind the first `since` bytes, which are context, by place in what follows them."""
         spans: list[tuple[str, int, int]] = []
-        found = set(self._search(_Hunt(data), self._hot(data), since))
+        found = set(self._search(_Hunt(data, left), since))
         if self._terms is not None:
             found.update(one for one in self._terms.find(data) if one[2] > since)
         for kind, start, end in sorted(found):
@@ -510,132 +519,207 @@ class Detector:
         findings = [Finding(kind, places[start - since], places[end - since]) for kind, start, end in spans]
         return sorted(findings, key=lambda finding: (finding.start, finding.end))
 
-    def _search(self, hunt: _Hunt, hot: list[tuple[int, int]], since: int) -> Iterator[_Found]:
+    def _search(self, hunt: _Hunt, since: int) -> Iterator[_Found]:
         """Findings that end behind `since`, as kind and byte span, without those whose kind is done when their turn comes.
 
-        One pass of all gates together finds the few places worth a look; only there each gate is run by itself, because the
-        match of one may cover the beginning of another's.
+        One pass for each shape finds the few places worth a look by a group of families. Only there each gate is run by itself,
+        because the match of one may cover the beginning of another's.
         """
-        data, done = hunt.data, hunt.done
-        low = data.lower() if hot else data
-        for joined, families in self._gates.groups:
-            stretches = hot
-            if joined:
-                firsts = ((joined.search(data, begin, stop), stop) for begin, stop in hot)
-                stretches = [(first.start(), stop) for first, stop in firsts if first]
-            for gate, family, kinds in families if stretches else ():
-                needs = [need for need in family.needs if need in low]
-                for begin, stop in stretches if needs or joined else ():
+        data, low, done = hunt.data, hunt.data.lower(), hunt.done
+        for shape, families in self._gates.groups:
+            hot = self._hot(shape, data)
+            hunt.spend(_SEARCH * len(hot))
+            for gate, family, kinds in families if hot else ():
+                marks = family.needs or family.near
+                for begin, stop in hot if self._first(marks, low) >= 0 else ():
                     if kinds <= done:
                         break
-                    if needs and all(low.find(need, begin, stop) < 0 for need in needs):
+                    if marks and all(low.find(mark, begin, stop) < 0 for mark in marks):
                         continue
                     for found in self._stretch(gate, family, hunt, (begin, stop)):
                         if found[2] > since:
                             yield found
                             if kinds <= done:
                                 break
+        for gate, family, kinds in self._gates.needy:
+            first = -1 if kinds <= done else self._first(family.needs, low)
+            if first >= 0:
+                for found in self._stretch(gate, family, hunt, (max(0, first - SHAPE_BYTES), len(data))):
+                    if found[2] > since:
+                        yield found
+                        if kinds <= done:
+                            break
         if self._gates.run_or_id.search(data, 0, len(data)):
             for found in chain(self._named_numbers(hunt), self._named_ids(hunt)):
                 if found[2] > since:
                     yield found
 
+    def _first(self, marks: tuple[bytes, ...], low: bytes) -> int:
+        """Where the first of these stands, or -1; 0 where there are none to look for."""
+        if not marks:
+            return 0
+        if len(low) > _SHORT and marks in self._gates.marks:
+            first = self._gates.marks[marks].search(low, 0, len(low))
+            return first.start() if first else -1
+        return min((place for mark in marks if (place := low.find(mark)) >= 0), default=-1)
+
     def _stretch(self, gate: Gate, family: Family, hunt: _Hunt, within: tuple[int, int]) -> Iterator[_Found]:
         """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
         begin, stop = within
         since = begin
+        hunt.spend(_SEARCH + (stop - begin) // _SEARCHED)
         for n_matches, match in enumerate(
             _overlapping(gate, hunt.data, within) if family.rest else gate.finditer(hunt.data, begin, stop), 1
         ):
+            hunt.spend(_MATCH)
             span = match.span()
             yield from self._judge(family, hunt, span)
             if n_matches % _MANY == 0:
                 if span[0] - since < _MANY * _CLOSE:
                     # RE2 is quick between matches, `re` is quick at each.
                     all_of = self._gates.plain.get(family.gate, gate).finditer
-                    judge = partial(self._judge, family, hunt)
                     rest = (span[0] + 1 if family.rest else span[1], stop)
-                    yield from _by_blocks(judge, all_of, hunt.data, rest, (_BEHIND, family.ahead))
+                    yield from self._by_blocks(family, all_of, hunt, rest)
                     return
                 since = span[0]
 
-    def _hot(self, data: bytes) -> list[tuple[int, int]]:
-        """Where any gate can match."""
-        return _stretches(self._gates.any, data, (0, len(data)))
+    def _by_blocks(
+        self, family: Family, matches: Callable[[bytes, int, int], Iterator[Any]], hunt: _Hunt, within: tuple[int, int]
+    ) -> Iterator[_Found]:
+        """What the rules say of every match in a stretch, asked once for blocks that are alike with all that rules look at.
+
+        A block goes from one match to another, so that a text of repeated units has few different ones, whatever the length of
+        a unit.
+        """
+        data = hunt.data
+        known: dict[bytes, tuple[int, list[_Found]]] = {}
+        behind, ahead = _BEHIND, family.ahead
+        size = max(_BLOCK, ahead // 8)
+        start, stop = within
+        going_on = True
+        while going_on:
+            around = data[max(0, start - behind) : start + size + _SPILL + ahead]
+            length, findings = known.get(around, (0, []))
+            hunt.spend(2)
+            if length:
+                yield from ((kind, start + one, start + other) for kind, one, other in findings)
+                start += length
+                continue
+            going_on = False
+            place = start
+            for match in matches(data, start, stop):
+                begin, end = match.span()
+                hunt.spend((begin - place) // _SCANNED)
+                place = begin
+                if begin >= start + size:
+                    seen = start - behind + len(around)
+                    if start >= behind and end <= start + size + _SPILL and all(start + other < seen for _, _, other in findings):
+                        known[around] = begin - start, findings
+                    start, going_on = begin, True
+                    break
+                for kind, one, other in self._judge(family, hunt, (begin, end)):
+                    findings.append((kind, one - start, other - start))
+                    yield kind, one, other
+            else:
+                hunt.spend((stop - place) // _SCANNED)
+
+    def _hot(self, shape: Gate, data: bytes) -> list[tuple[int, int]]:
+        """Where what a shape stands for may be."""
+        return _stretches(shape, data, (0, len(data)), back=SHAPE_BYTES)
 
     def _judge(self, family: Family, hunt: _Hunt, span: tuple[int, int]) -> list[_Found]:
         """What the rules of a family say about one match of its gate."""
         data, done = hunt.data, hunt.done
         begin, end = span
-        places: Iterable[int] = (begin,)
+        places: Sequence[int] = (begin,)
         if family.by_word:
-            places = [word.start() for word in _WORD_START.finditer(data, begin, end + 1)]
+            places = [word.start() for word in _WORD_START.finditer(data, max(0, begin - family.back), end + 1)]
         elif family.lead:
-            places = (begin + family.lead, end)
+            places = (begin + family.lead,) if family.rest else (begin + family.lead, end)
         judged: list[_Found] = []
-        in_vain = 1
+        spent = 2 + family.back // 16
         for rule in family.rules:
             if rule.kind in done:
                 continue
+            spent += len(places)
             for place in places:
                 match = rule.pattern.match(data, place)
                 if match is None:
                     continue
-                in_vain = family.steps
+                spent += rule.steps
                 found = rule.check(match)
                 if found and (rule.before is None or self._stands_before(rule.before, data, begin)):
                     judged.append((rule.kind, *found))
         if not judged:
-            hunt.spend(in_vain)
+            hunt.spend(spent)
         return judged
 
     def _named_numbers(self, hunt: _Hunt) -> Iterator[_Found]:
         """What the rules find that need a word before a run of digits."""
         data, size = hunt.data, len(hunt.data)
         for around in _stretches(self._gates.run, data, (0, size), back=CONTEXT_BYTES + 1):
+            hunt.spend(2 * _SEARCH + (around[1] - around[0]) // _SEARCHED)
             for begin, stop in _stretches(self._gates.number_words, data, around):
+                hunt.spend(2 * _SEARCH + (stop - begin) // _SEARCHED)
+                words = []
+                for word in self._gates.number_words.finditer(data, max(0, begin - CONTEXT_BYTES), min(size, stop + 1)):
+                    hunt.spend(_MATCH)
+                    words.append(word.span())
                 for run in self._gates.run.finditer(data, begin, size):
-                    if run.start() >= stop:
+                    place = run.start()
+                    if place >= stop:
                         break
-                    found = self._named(hunt, run.span())
-                    if found:
-                        yield from found
-                    else:
-                        hunt.spend(_RUN_STEPS)
+                    hunt.spend(_MATCH)
+                    last = bisect_right(words, (place, size)) - 1
+                    if last >= 0 and words[last][1] >= place - CONTEXT_BYTES:
+                        yield from self._named(hunt, run.span())
 
     def _named(self, hunt: _Hunt, run: tuple[int, int]) -> list[_Found]:
         """What the rules find at the groups of one run."""
         data, begin = hunt.data, run[0]
-        rules = [one for one in NAMED if one.rule.kind not in hunt.done and self._stands_before(one.words, data, begin)]
+        n_digits = len(data[begin : run[1]].translate(None, NO_DIGITS))
+        asked = [one for one in NAMED if n_digits >= one.digits and one.rule.kind not in hunt.done]
+        hunt.spend(1 + 2 * len(asked))
+        rules = [one for one in asked if self._stands_before(one.words, data, begin)]
         judged: list[_Found] = []
-        for n_tried, (place, n_digits) in enumerate(_groups(data, *run) if rules else ()):
+        for place, n_left in _groups(data, run, n_digits) if rules else ():
+            spent = 1
             for named in rules:
-                match = named.rule.pattern.match(data, place) if n_digits >= named.digits else None
-                found = named.rule.check(match) if match else None
+                match = named.rule.pattern.match(data, place) if n_left >= named.digits else None
+                found = None
+                if match:
+                    spent += named.rule.steps
+                    found = named.rule.check(match)
                 if found:
                     judged.append((named.rule.kind, *found))
-            if n_tried and not judged:
-                hunt.spend(1)
+            if not judged:
+                hunt.spend(spent)
         return judged
 
     def _named_ids(self, hunt: _Hunt) -> Iterator[_Found]:
         """National numbers beside a word: only words are tried that something long enough follows."""
-        data, rule = hunt.data, NAMED_ID
+        data = hunt.data
         for around in _stretches(self._gates.id_words, data, (0, len(data))):
+            hunt.spend(2 * _SEARCH + (around[1] - around[0]) // _SEARCHED)
             for begin, stop in _stretches(self._gates.long_token, data, around, back=3 * CONTEXT_BYTES):
+                hunt.spend(2 * _SEARCH + (stop - begin) // _SEARCHED)
                 for word in self._gates.id_words.finditer(data, begin, stop):
-                    if rule.kind in hunt.done:
+                    if NAMED_ID in hunt.done:
                         return
-                    match = rule.pattern.match(data, word.start())
-                    found = rule.check(match) if match else None
+                    found, steps = named_id(data, word.start(), word.end())
                     if found:
-                        yield rule.kind, *found
+                        yield NAMED_ID, *found
                     else:
-                        hunt.spend(1)
+                        hunt.spend(_MATCH + steps)
 
     def _stands_before(self, words: bytes, data: bytes, begin: int) -> bool:
         context = data[max(0, begin - CONTEXT_BYTES) : begin + 1]
         return self._gates.words[words].search(context, 0, len(context)) is not None
+
+
+def allowed(n_chars: int) -> int:
+    """Steps that a text of so many characters may cost."""
+    return _STEPS + n_chars // _CHARS_A_STEP
 
 
 class TooManyCandidates(Exception):
@@ -645,16 +729,17 @@ class TooManyCandidates(Exception):
 class _Hunt:
     """One search through one text."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, left: int) -> None:
         self.data = data
         self.done: set[str] = set()
         """Kinds that need not be found again."""
-        self._left = _STEPS + len(data) // _BYTES_A_STEP
+        self.left = left
+        """Steps that it may still cost."""
 
     def spend(self, steps: int) -> None:
-        """Count what was tried in vain, so that the same text always comes to the same. Raises TooManyCandidates."""
-        self._left -= steps
-        if self._left < 0:
+        """Count what costs time, and never the time, so that the same text always comes to the same. Raises TooManyCandidates."""
+        self.left -= steps
+        if self.left < 0:
             raise TooManyCandidates
 
 
@@ -687,53 +772,12 @@ def _overlapping(gate: Gate, data: bytes, within: tuple[int, int]) -> Iterator[A
         place = match.start() + 1
 
 
-def _groups(data: bytes, begin: int, stop: int) -> list[tuple[int, int]]:
+def _groups(data: bytes, run: tuple[int, int], n_digits: int) -> Iterator[tuple[int, int]]:
     """Where each group of digits begins, and how many digits there are from there to the end of the run."""
-    left = len(data[begin:stop].translate(None, NO_DIGITS))
-    groups = []
-    for group in GROUP.finditer(data, begin, stop):
+    for group in GROUP.finditer(data, *run):
         start, end = group.span()
-        groups.append((start, left))
-        left -= end - start
-    return groups
-
-
-def _by_blocks(
-    judge: Callable[[tuple[int, int]], Iterable[_Found]],
-    matches: Callable[[bytes, int, int], Iterator[Any]],
-    data: bytes,
-    within: tuple[int, int],
-    looks: tuple[int, int],
-) -> Iterator[_Found]:
-    """What `judge` says of every match in a stretch, asked once for blocks that are alike with all that it looks at.
-
-    A block goes from one match to another, so that a text of repeated units has few different ones, whatever the length of
-    a unit. `looks`: how many bytes before and behind a match `judge` looks at, at most.
-    """
-    known: dict[bytes, tuple[int, list[_Found]]] = {}
-    behind, ahead = looks
-    size = max(_BLOCK, ahead // 8)
-    start, stop = within
-    going_on = True
-    while going_on:
-        around = data[max(0, start - behind) : start + size + _SPILL + ahead]
-        length, findings = known.get(around, (0, []))
-        if length:
-            yield from ((kind, start + one, start + other) for kind, one, other in findings)
-            start += length
-            continue
-        going_on = False
-        for match in matches(data, start, stop):
-            begin, end = match.span()
-            if begin >= start + size:
-                seen = start - behind + len(around)
-                if start >= behind and end <= start + size + _SPILL and all(start + other < seen for _, _, other in findings):
-                    known[around] = begin - start, findings
-                start, going_on = begin, True
-                break
-            for kind, one, other in judge((begin, end)):
-                findings.append((kind, one - start, other - start))
-                yield kind, one, other
+        yield start, n_digits
+        n_digits -= end - start
 
 
 class Verdicts(Generic[T]):
@@ -784,8 +828,6 @@ _REMEMBERED = 8192
 """Verdicts in one generation: about a megabyte."""
 _CONTEXT = 64
 """Bytes of the piece before that count: context words, or the word password before the string that holds it."""
-_JOINED = 5
-"""Families that one search passes over together: numbers, and the rest."""
 _REACH = 256
 """Longer than any gate's match but a run of digits, and what another match has left of such a run is a match again."""
 _MOST_SKIPPED = 1 << 13
@@ -798,10 +840,12 @@ _SPILL = 64
 """Bytes that the last match of a block may reach over its end, or the block is not kept."""
 _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
-_STEPS, _BYTES_A_STEP, _RUN_STEPS = 1_000, 16, 4
-"""Steps that a text may cost in vain, whatever its length; bytes that allow one more; steps of a run of digits behind a word.
-What looks like a number with check digits passes by chance one time in ten to a hundred, and of what was found no more is sought:
-of 10,000 files of code, data and logs none came to a quarter of this."""
+_STEPS, _CHARS_A_STEP = 2_000, 50
+"""Steps of about a microsecond that a text may cost, whatever its length, and characters that allow one more."""
+_SHORT = 1 << 14
+"""Bytes up to which words are looked for one by one, which is quick in most texts and slow in few."""
+_MATCH, _SEARCH, _SEARCHED, _SCANNED = 3, 2, 512, 64
+"""Steps of a gate's match, and of a search; bytes that a step of RE2, and of `re`, passes over."""
 _BORDER = SEPARATOR.encode()
 """Stands before and behind every text, so that its first and its last word have one too."""
 _WORD_START = re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z]")

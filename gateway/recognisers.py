@@ -65,6 +65,13 @@ CONTEXT_BYTES = 48
 """How far before a number a context word counts: about eight English words, or a JSON key and its value."""
 
 
+SHAPE_BYTES = 64
+"""How far behind the start of what it stands for a shape may begin, at most."""
+
+CALLED_BYTES = 80
+"""Fifteen digits with three signs between each two, and an extension."""
+
+
 class Rule(NamedTuple):
     """One strict pattern of one kind. Its pattern takes a bounded number of steps from each start."""
 
@@ -74,6 +81,8 @@ class Rule(NamedTuple):
     """The finding's byte span, or None where digits, checksum or surroundings say no."""
     before: bytes | None = None
     """Context words: one must stand in the `CONTEXT_BYTES` before the gate's match (and its first byte), when given."""
+    steps: int = 4
+    """What the check costs: about a microsecond each."""
 
 
 class Family(NamedTuple):
@@ -88,14 +97,28 @@ class Family(NamedTuple):
     """What must stand behind the gate's match, and may hold the start of another."""
     ahead: int = 256
     """How far a rule looks beyond the gate's match, in bytes, at most."""
-    steps: int = 4
-    """What a match counts that comes to a check and fails there: less where texts that nobody made for it are full of them."""
+    back: int = 0
+    """How far before the gate's match the rule may start, in bytes, at most; then every word from there on is tried."""
     needs: tuple[bytes, ...] = ()
     """One of these stands in every match of the gate, in small letters: looked for first, as that costs next to nothing."""
+    near: tuple[bytes, ...] = ()
+    """One of these stands in the `SHAPE_BYTES` before what a rule finds, in small letters."""
     wordy: bool = False
     """The gate has so many alternatives that `re` is slow on it everywhere."""
     strict: Pattern | None = None
-    """Serves instead of the gate where its matches crowd: a pattern for `re` alone, which can look around."""
+    """Serves instead of the gate where its matches crowd: a pattern for `re` alone, which can look around.
+
+    It takes next to no time to say no, as only what it finds is counted."""
+
+
+class Group(NamedTuple):
+    """Families that are looked for only near a shape, which stands within `SHAPE_BYTES` of the start of each of their matches.
+
+    A shape has few states in any text, so that it costs one pass at the speed of an automaton, whatever was read before.
+    """
+
+    shape: bytes
+    families: tuple[Family, ...]
 
 
 class Named(NamedTuple):
@@ -202,22 +225,34 @@ def _named_card(match: Match) -> Span | None:
 _CARD_START = _OPEN + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)"
 _CARD_SOLID = rb"[0-9]{12,19}(?![0-9])"
 _CARD_GROUPED = rb"[0-9]{4,8}([ \t./_\-]{1,3})[0-9]{3,13}(?:\2[0-9]{3,5}(?:\2[0-9]{3,4}(?:\2[0-9]{1,3})?)?)?"
-_SEPS = rb"[ \t./_\-]{1,3}"
+_CARD_PRINTED = (
+    rb"[0-9]{4}_[0-9]{4}_[0-9]{4}_[0-9]{4}|[0-9]{4}_[0-9]{6}_[0-9]{4}|[0-9]{4}_[0-9]{4}_[0-9]{5}|[0-9]{4}_[0-9]{3}_[0-9]{3}_[0-9]{3}"
+    rb"|[0-9]{6}_[0-9]{13}|[0-9]{8}_[0-9]{8}"
+)
+"""The shapes in which cards are printed; the separator is the same throughout, of which a gate knows only the first sign."""
 _CARD_GATE = (
     _NO_DECIMAL
-    + rb"(?:[3-6][0-9]|2[0-7]|81|18|97|06)(?:[0-9]{10,17}|[0-9]{4}_[0-9]{13}|[0-9]{6}_[0-9]{8}"
-    rb"|[0-9]{2}_(?:[0-9]{4}_[0-9]{4}_[0-9]{4}|[0-9]{6}_[0-9]{4}|[0-9]{4}_[0-9]{5}|[0-9]{3}_[0-9]{3}_[0-9]{3}))".replace(
-        b"_", _SEPS
+    + rb"(?:(?:4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})|[56][0-9]{11,18}|3[0-9]{13,18}|2[0-7][0-9]{14}|(?:2131|1800)[0-9]{11}"
+    rb"|81[0-9]{14,17}|9792[0-9]{12,15}|0604[0-9]{8,15})[^0-9A-Za-z]|"
+    + b"|".join(
+        _CARD_PRINTED.replace(b"_", rb"[%s][ \t./_\-]{0,2}" % re.escape(sign)) for sign in (b" ", b"\t", b".", b"/", b"_", b"-")
     )
+    + rb")"
 )
-"""A prefix and a length or a shape that a card can have."""
+"""A length that a card has behind its prefix, or a shape."""
+_CARD_STRICT = re.compile(
+    _LEAD
+    + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)(?=[0-9]{12,19}(?![0-9A-Za-z])"
+    rb"|[0-9]{4}(?P<s>_)(?:[0-9]{4}(?P=s)(?:[0-9]{4}(?P=s)[0-9]{4}|[0-9]{5})|[0-9]{6}(?P=s)[0-9]{4}|[0-9]{3}(?P=s)[0-9]{3}(?P=s)[0-9]{3})"
+    rb"|[0-9]{6}_[0-9]{13}|[0-9]{8}_[0-9]{8})".replace(b"_", rb"[ \t./_\-]{1,3}")
+)
 _CARD_RULES = (Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"), _card),)
 _CARD_NAMED = Named(
     _words(
         "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
         "karte", "carte", "tarjeta", "cartão",
     ),
-    Rule("card", re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card),
+    Rule("card", re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card, steps=10),
     digits=12,
 )  # fmt: skip
 
@@ -260,19 +295,11 @@ def _iban(match: Match) -> Span | None:
     return body.span() if iban_valid(body[0].translate(None, b" \t._-").decode().upper()) else None
 
 
-def _iban_gate() -> bytes:
-    """Every country with as many signs as its numbers have, to a border."""
-    by_length: dict[int, list[str]] = {}
-    for country, length in _IBAN_LENGTHS.items():
-        by_length.setdefault(length, []).append(country)
-    shapes = (
-        f"(?:{'|'.join(countries)})[0-9]{{2}}(?:[ \\t._\\-]{{0,2}}[0-9A-Za-z]){{{length - 4}}}"
-        for length, countries in sorted(by_length.items())
-    )
-    return _LEAD + ("(?i:" + "|".join(shapes) + ")").encode() + _LEAD
-
-
-_IBAN_GATE = _iban_gate()
+_COUNTRY = rb"(?i:" + b"|".join(sorted(map(str.encode, _IBAN_LENGTHS))) + rb")"
+_IBAN_GATE = _LEAD + _COUNTRY + rb"[0-9]{2}"
+_IBAN_REST = rb"(?:[ \t._\-]{0,2}[0-9A-Za-z]){11}"
+"""As long as the shortest: lengths that differ by country are more than an automaton can hold where many numbers overlap."""
+_IBAN_STRICT = re.compile(_LEAD + rb"(?=[A-Za-z]{2}[0-9]{2}" + _IBAN_REST + rb")")
 _IBAN_RULES = (Rule("iban", re.compile(_OPEN + rb"([A-Za-z]{2})[0-9]{2}"), _iban),)
 
 
@@ -358,7 +385,15 @@ _NORTH_AMERICAN_RULES = (
         _phone,
     ),
 )
-_CALLED_GATE = _LEAD + rb"[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14}" + _EXTENSION + _BEHIND_NUMBER
+_THREES_STRICT = re.compile(
+    _LEAD + rb"(?<![0-9][.\-])(?=[0-9]{3}(?:[ .\-]| - )[0-9]{2}(?:[ .\-]| - )[0-9]{4}"
+    rb"|(?:(?:1|001)[ .\-])?(?:\(?[0-9]{3}\) ?|[0-9]{3}[.\-])[0-9]{3}[.\-][0-9]{4})"
+)
+"""As the gates of SSN and North American numbers, from one sign: `re` is quick where it has one set of signs to look for."""
+_CALLED_GATE = rb"[0-9]" + _BEHIND_NUMBER
+"""Only the end of the number: how many ways there are to write what stands before is left to the rule."""
+_CALLED_STRICT = re.compile(rb"[0-9](?=[ \t,:(\-]{0,3}[PTMCFOHWIYptmcfohwiy])(?=" + _BEHIND_NUMBER + rb")")
+_CALLED_NEEDS = (b"phone", b"tel", b"mobile", b"cell", b"fax", b"office", b"home", b"work", b"number")
 _CALLED_RULES = (Rule("phone", re.compile(_NUMBER + rb"(?=" + _BEHIND_NUMBER + rb"\b)"), _named_phone),)
 _PHONE_NAMED = Named(_PHONE_WORD, Rule("phone", re.compile(_NUMBER), _named_phone), digits=7)
 
@@ -405,13 +440,14 @@ def _ipv6(match: Match) -> Span | None:
 _OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4_GATE = rb"[^0-9A-Za-z.]" + _OCTET + rb"(?:\." + _OCTET + rb"){3}(?:[^0-9A-Za-z.]|\.[^0-9])"
 _IPV4_RULES = (
-    Rule("ip", re.compile(rb"(?<![0-9A-Za-z.])" + _OCTET + rb"(?:\." + _OCTET + rb"){3}(?![0-9A-Za-z]|\.[0-9])"), _ipv4),
+    Rule("ip", re.compile(rb"(?<![0-9A-Za-z.])" + _OCTET + rb"(?:\." + _OCTET + rb"){3}(?![0-9A-Za-z]|\.[0-9])"), _ipv4, steps=5),
 )
 _IPV6_RULES = (
     Rule(
         "ip",
         re.compile(rb"(?<![0-9A-Za-z:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,8}(?![0-9A-Za-z]|:[0-9A-Fa-f:])"),
         _ipv6,
+        steps=8,
     ),
 )
 
@@ -419,6 +455,7 @@ _HEX2 = rb"[0-9A-Fa-f]{2}"
 _MAC_SHAPE = (
     _HEX2 + rb"(?::" + _HEX2 + rb"){5}|" + _HEX2 + rb"(?:-" + _HEX2 + rb"){5}|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}"
 )
+_MAC_NEAR = (b"mac", b"ether", b"hw", b"hardware", b"nic", b"bssid", b"wi-fi", b"wifi", b"interface")
 _MAC_WORD = re.compile(rb"(?i)\bmac\b|ether|hw ?addr|hardware|\bnic\b|bssid|wi-?fi|interface")
 
 
@@ -431,6 +468,30 @@ def _mac(match: Match) -> Span | None:
         return match.span()
     before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()]
     return match.span() if _MAC_WORD.search(before) else None
+
+
+_HEX_LETTER = rb"[A-Fa-f]"
+_MAC_LETTERED = b"|".join(
+    (
+        _HEX2 + rb"(?::" + _HEX2 + rb"){5}",
+        *(
+            rb"[0-9]{2}-" * n + rb"(?:" + _HEX_LETTER + rb"[0-9A-Fa-f]|[0-9]" + _HEX_LETTER + rb")" + (rb"-" + _HEX2) * (5 - n)
+            for n in range(6)
+        ),
+        *(
+            rb"[0-9]{4}\." * (n // 4) + rb"[0-9]" * (n % 4) + _HEX_LETTER + rb"[0-9A-Fa-f]" * (3 - n % 4)
+            + rb"\.[0-9A-Fa-f]{4}" * (2 - n // 4)
+            for n in range(12)
+        ),
+    )
+)  # fmt: skip
+"""Between dashes and dots with a letter."""
+_MAC_DECIMAL = rb"[0-9]{2}(?:-[0-9]{2}){5}|[0-9]{4}\.[0-9]{4}\.[0-9]{4}"
+_MAC_GATE = rb"(?:[^0-9A-Za-z:.\-]|[^0-9A-Fa-f][:.\-])(?:%s)(?:[^0-9A-Za-z:.\-]|[:.\-][^0-9A-Fa-f])"
+
+
+def _mac_strict(shape: bytes) -> Pattern:
+    return re.compile(_LEAD + rb"(?<![0-9A-Fa-f][:.\-])(?=(?:%s)(?![0-9A-Za-z]|[:.\-][0-9A-Fa-f]))" % shape)
 
 
 _MAC_RULES = (
@@ -453,10 +514,15 @@ _ID_TOKEN = re.compile(rb"(?<![0-9A-Za-z])(?:[A-Z]{2} )?[A-Za-z]{0,6}[0-9][0-9A-
 _GAP = re.compile(r"[ .\-/]")
 
 
-def _is_number_of(scheme: Scheme, text: str) -> bool:
-    """Whether this is such a number; in Finland the sign between date and number is part of it."""
+def _compact(scheme: Scheme, text: str) -> str:
+    """The signs of what may be such a number, or none; in Finland the sign between date and number is part of it."""
     compact = text if scheme.compact.fullmatch(text) else _GAP.sub("", text).upper()
-    return scheme.compact.fullmatch(compact) is not None and scheme.valid(compact)
+    return compact if scheme.compact.fullmatch(compact) else ""
+
+
+def _is_number_of(scheme: Scheme, text: str) -> bool:
+    compact = _compact(scheme, text)
+    return bool(compact) and scheme.valid(compact)
 
 
 def _written_id(match: Match) -> Span | None:
@@ -466,36 +532,56 @@ def _written_id(match: Match) -> Span | None:
 
 
 @functools.lru_cache(maxsize=512)
-def _called(word: bytes) -> tuple[Scheme, ...]:
-    """The schemes that are called so; all with ten signs and more where the word is general. Words are those of the table."""
+def _called(word: bytes) -> tuple[tuple[Scheme, ...], int]:
+    """The schemes that are called so, and how many signs their numbers have at least. Words are those of the table.
+
+    Where the word is general, all with ten signs and more.
+    """
     text = word.decode("utf-8", "replace")
     general = _GENERAL_WORD.search(text)
-    return tuple(scheme for pattern, scheme in _SCHEME_WORDS if pattern.search(text) or (general and not scheme.short))
+    named = tuple(scheme for pattern, scheme in _SCHEME_WORDS if pattern.search(text) or (general and not scheme.short))
+    return named, 8 if any(scheme.short for scheme in named) else 10
 
 
-def _named_id(match: Match) -> Span | None:
-    """The number behind a word, among the next three groups of digits."""
-    start, stop = match.end(), match.end() + CONTEXT_BYTES
+_LONG_ID = {least: re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z](?:[ .\-/+]{0,2}[0-9A-Za-z]){%d}" % (least - 1)) for least in (8, 10)}
+"""As many signs as a number has at least: wider than `_ID_TOKEN`, and quicker to say no."""
+
+
+def named_id(text: bytes, start: int, end: int) -> tuple[Span | None, int]:
+    """The number behind the word that stands here, among the next three groups of digits, and what the search cost in steps."""
+    stop = end + CONTEXT_BYTES
+    named, least = _called(text[start:end])
+    place, steps = end, 3
+    if _LONG_ID[least].search(text, end, stop + 24) is None:
+        return None, steps
     for _ in range(3):
-        token = _ID_TOKEN.search(match.string, start, stop + 24)
+        token = _ID_TOKEN.search(text, place, stop + 24)
+        steps += 3
         if token is None or token.start() > stop:
-            return None
-        end = _id_end(token, _called(match[0])) if len(token[0]) >= 8 else None
-        if end:
-            return token.start(), end
-        group = GROUP.search(token[0])
-        start = token.start() + (group.end() if group else 1)
-    return None
+            break
+        found = token[0]
+        if len(found.translate(None, b" .-/+")) >= least:
+            last, tried = _id_end(token, named)
+            steps += tried
+            if last:
+                return (token.start(), last), steps
+        group = GROUP.search(found)
+        place = token.start() + (group.end() if group else 1)
+    return None, steps
 
 
-def _id_end(token: Match, named: tuple[Scheme, ...]) -> int | None:
-    """Where the longest number that begins with this token ends."""
+def _id_end(token: Match, named: tuple[Scheme, ...]) -> tuple[int | None, int]:
+    """Where the longest number that begins with this token ends, and what it cost to know."""
     text = token[0].decode()
+    steps = 2
     for end in range(len(text), 7, -1):
-        whole = text[end - 1].isalnum() and not text[end : end + 1].isalnum() and stands_alone(token.string, token.start() + end)
-        if whole and any(_is_number_of(scheme, text[:end]) for scheme in named):
-            return token.start() + end
-    return None
+        if text[end - 1].isalnum() and not text[end : end + 1].isalnum() and stands_alone(token.string, token.start() + end):
+            for scheme in named:
+                compact = _compact(scheme, text[:end])
+                steps += 9 if compact else 1
+                if compact and scheme.valid(compact):
+                    return token.start() + end, steps
+    return None, steps
 
 
 def _without_looks(pattern: bytes) -> bytes:
@@ -506,11 +592,13 @@ def _without_looks(pattern: bytes) -> bytes:
     return plain.replace(rb"\d", rb"[0-9]").replace(rb"[[0-9]", rb"[0-9")
 
 
-_WRITTEN_GATE = _LEAD + rb"(?:" + _without_looks(_WRITTEN) + rb")"
+_WRITTEN_GATE = rb"(?:[^0-9A-Za-z.\-/]|[^0-9][.\-/])(?:" + _without_looks(_WRITTEN) + rb")(?:[^0-9A-Za-z.\-/]|[.\-/][^0-9])"
+_WRITTEN_STRICT = re.compile(_LEAD + rb"(?<![0-9][.\-/])(?=(?:" + _without_looks(_WRITTEN) + rb")(?![0-9A-Za-z]|[.\-/][0-9]))")
 _WRITTEN_ID = Rule(
     "national_id",
     re.compile(rb"(?<![0-9A-Za-z])(?<![0-9][.\-/])(?:" + _WRITTEN + rb")(?![0-9A-Za-z]|[.\-/][0-9])"),
     _written_id,
+    steps=12,
 )
 ID_WORDS = _ANY_ID_WORD
 """What national numbers are called."""
@@ -520,7 +608,8 @@ LONG_TOKEN = (
     + rb"|[A-Z]{2} [A-Za-z]{0,6}[0-9]"
 )
 """Stands where a number begins that is long enough for a national number behind a word."""
-NAMED_ID = Rule("national_id", re.compile(_ANY_ID_WORD), _named_id)
+NAMED_ID = "national_id"
+"""The kind of `named_id`."""
 
 
 # Wallets: addresses in base 58 with a double SHA-256 (Bitcoin and its kin), in bech32 (BIP 173, 350), and by shape.
@@ -589,25 +678,31 @@ def _solana(match: Match) -> Span | None:
 _B58 = rb"[1-9A-HJ-NP-Za-km-z]"
 _BECH32_SHAPE = rb"(?:bc|tb|ltc|addr|stake|cosmos|osmo)1[02-9ac-hj-np-z]{%d,%d}|(?:BC|TB|LTC)1[02-9AC-HJ-NP-Z]{%d,%d}"
 _WALLET_RULES = (
-    Rule("wallet", re.compile(_OPEN + rb"0x[0-9A-Fa-f]{40}" + _SHUT), _various),
-    Rule("wallet", re.compile(_OPEN + _B58 + rb"{25,35}" + _SHUT), _wallet),
+    Rule("wallet", re.compile(_OPEN + rb"0x[0-9A-Fa-f]{40}" + _SHUT), _various, steps=3),
+    Rule("wallet", re.compile(_OPEN + rb"(?:(?:111|rrr)" + _B58 + rb"{22,32}|" + _B58 + rb"{33,35})" + _SHUT), _wallet, steps=16),
     Rule("wallet", re.compile(_OPEN + rb"[48][0-9AB]" + _B58 + rb"{93}" + _SHUT), _various),
-    Rule("wallet", re.compile(_OPEN + rb"(?:" + _BECH32_SHAPE % (38, 110, 38, 110) + rb")" + _SHUT), _bech32),
+    Rule("wallet", re.compile(_OPEN + rb"(?:" + _BECH32_SHAPE % (38, 110, 38, 110) + rb")" + _SHUT), _bech32, steps=30),
     Rule(
         "wallet",
         re.compile(_OPEN + _B58 + rb"{43,44}" + _SHUT),
         _solana,
         before=_words("solana", r"\bsol\b", "phantom", "wallet"),
+        steps=8,
     ),
     Rule(
-        "secret", re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT), _wallet_key
+        "secret",
+        re.compile(_OPEN + rb"(?:[5KLc9]" + _B58 + rb"{50,51}|[xyztuv]prv" + _B58 + rb"{107,108})" + _SHUT),
+        _wallet_key,
+        steps=20,
     ),
 )
 _WALLET_GATE = (
     _LEAD
-    + rb"(?:0x[0-9A-Fa-f]{40}|"
+    + rb"(?:0x[0-9A-Fa-f]{40}|(?:111|rrr)"
     + _B58
-    + rb"{25,35}|"
+    + rb"{22,32}|"
+    + _B58
+    + rb"{33,35}|"
     + _B58
     + rb"{43,44}|[5KLc9]"
     + _B58
@@ -645,7 +740,12 @@ def _email(match: Match) -> Span | None:
 _LABEL = rb"[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]{0,62}"
 _DOMAIN = rb"(?:" + _LABEL + rb"\.){1,12}(?P<end>[A-Za-z\x80-\xff][0-9A-Za-z\-\x80-\xff]{1,62})"
 _EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?:@|%40)" + _DOMAIN), _email),)
-_EMAIL_STRICT = re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?<![^" + _LOCAL + rb"]git)(?:@|%40)(?=[0-9A-Za-z_\x80-\xff])")
+_EMAIL_STRICT = re.compile(
+    b"|".join(
+        rb"%s(?<=[0-9A-Za-z_+'&\-\x80-\xff]%s)(?<![^" % (sign, sign) + _LOCAL + rb"]git%s)(?=[0-9A-Za-z_\x80-\xff])" % sign
+        for sign in (b"@", b"%40")
+    )
+)
 """Git remotes crowd in texts that nobody made for it."""
 
 
@@ -810,13 +910,17 @@ _PEM = rb"-----BEGIN (?:[0-9A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
 _TOKEN_RULES = (
     Rule("secret", re.compile(_OPEN + rb"(?:" + rb"|".join(_ISSUED_TOKENS) + rb")" + _END), _issued_token),
     Rule("secret", re.compile(_OPEN + rb"(?:sk|gw|gsk|xai|r8|csk|fw)[_\-](?P<token>[0-9A-Za-z_\-]{20,250})"), _random),
+    Rule("secret", re.compile(_OPEN + rb"gh[pousr]_(?P<token>[0-9A-Za-z]{36,250})" + _SHUT), _github, steps=8),
+    Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}(?:\.[0-9A-Za-z_\-]+)?"), _jwt),
+)
+_INNER_TOKEN_RULES = (
     Rule("secret", re.compile(rb"(?<=[0-9A-Za-z]{14})\.atlasv1\." + _URL64 + rb"{60,70}" + _END)),
     Rule("secret", re.compile(rb"(?<=[0-9]{8}):AA" + _URL64 + rb"{33}" + _END)),
     Rule("secret", re.compile(rb"(?<=[0-9a-f]{32})-us[0-9]{1,2}" + _SHUT), lambda match: (match.start() - 32, match.end())),
-    Rule("secret", re.compile(_OPEN + rb"gh[pousr]_(?P<token>[0-9A-Za-z]{36,250})" + _SHUT), _github),
-    Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}(?:\.[0-9A-Za-z_\-]+)?"), _jwt),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
 )
+_INNER_TOKEN_GATE = rb"\.atlasv1\.|:AA[0-9A-Za-z_\-]{8}|-us[0-9]|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]"
+"""Those that begin in the middle of a word."""
 _BEARER_RULES = (
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
 )
@@ -836,56 +940,96 @@ _KEY_WORD = (
     rb"(?i:(?:api|access|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token|secret(?:[ _\-]?(?:key|id))?|token)"
 )
 _VALUE = rb"[^ \t\r\n\f\v\"'`,;\x1e]"
-_PASSWORD_REST = (
-    rb"(?:" + _SIGN.replace(b"?P<sign>", b"?:") + rb")?" + _QUOTE + rb"(?:"
-    + b"|".join(_VALUE + rb"{%d}[0-9]" % before + _VALUE + rb"{%d}" % (5 - before) for before in range(5))
-    + b"|" + _VALUE + rb"{5,127}[0-9])"
-)  # fmt: skip
-"""A sign, and a value of six signs with a digit among them."""
+_PASSWORD_REST = rb"(?:" + _SIGN.replace(b"?P<sign>", b"?:") + rb")?" + _QUOTE + _VALUE + rb"{6}"
+_PASSWORD_STRICT = re.compile(rb"[Pp](?i:assword|asswd|wd|assphrase|asscode)(?=" + _PASSWORD_REST + rb")")
+"""One letter to look for: `re` is slow where a pattern may begin in many ways."""
 _KEY_REST = _SIGN.replace(b"?P<sign>", b"?:") + _QUOTE + rb"[0-9A-Za-z_+/=.~\-]{16}"
 _ASSIGNMENT_RULES = (
     Rule("secret", re.compile(_PASSWORD_WORD + _SIGN + rb"?" + _QUOTE + _PASSWORD_VALUE), _password),
     Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>[0-9A-Za-z_+/=.~\-]{16,512})"), _random_value),
 )
 
-_TOKEN_HEAD = (
-    rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}|gh[pousr]_[0-9A-Za-z]{8}|(?:sk|gw|gsk|xai|r8|csk|fw)[_\-][0-9A-Za-z_\-]{20}"
-    rb"|xox[abeoprs]-[0-9A-Za-z\-]{10}|xapp-|[sr]k_(?:live|test)_|whsec_|AIza[0-9A-Za-z_\-]{8}|GOCSPX-|ya29\.|hf_[0-9A-Za-z]{8}"
-    rb"|npm_[0-9A-Za-z]{8}|pypi-AgE|SG\.[0-9A-Za-z_\-]{22}\.|eyJ[0-9A-Za-z_\-]{8,100}\.[0-9A-Za-z_\-]{8}|eyJ[0-9A-Za-z_\-]{101}"
-    rb"|hooks\.slack\.com/|ABSK"
-    rb"|do[oprt]_v1_|HRKU-|hv[sb]\.[0-9A-Za-z_\-]{8}|\.atlasv1\.|dapi[0-9a-f]{32}|pul-[0-9a-f]{8}|nfp_[0-9A-Za-z]{8}"
+_TOKEN_GATE = (
+    _LEAD + rb"(?:(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{4}|gh[pousr]_[0-9A-Za-z]{8}|(?:sk|gw|gsk|xai|r8|csk|fw)[_\-][0-9A-Za-z_\-]{20}"
+    rb"|xox[abeoprs]-[0-9A-Za-z\-]{10}|xapp-[0-9]-|[sr]k_(?:live|test)_|whsec_|AIza[0-9A-Za-z_\-]{8}|GOCSPX-|ya29\.|hf_[0-9A-Za-z]{8}"
+    rb"|npm_[0-9A-Za-z]{8}|pypi-AgE|SG\.[0-9A-Za-z_\-]{22}\.|eyJ[0-9A-Za-z_\-]{8}"
+    rb"|ABSK[0-9A-Za-z+/]{8}"
+    rb"|do[oprt]_v1_|HRKU-|hv[sb]\.[0-9A-Za-z_\-]{8}|dapi[0-9a-f]{32}|pul-[0-9a-f]{8}|nfp_[0-9A-Za-z]{8}"
     rb"|sbp_[0-9a-f]{8}|sb_secret_|pscale_|fo1_[0-9A-Za-z_\-]{8}|dp\.(?:pt|st|ct|sa|scim|audit)\.|github_pat_[0-9A-Za-z]{8}"
     rb"|gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|oas)-[0-9A-Za-z_\-]{8}|AT(?:ATT3|BB|CTT3)[0-9A-Za-z_\-=.]{8}|rubygems_[0-9a-f]{8}"
-    rb"|dckr_[po]at_|oy2[a-z0-9]{43}|SK[0-9a-f]{32}|key-[0-9a-f]{32}|-us[0-9]|:AA[0-9A-Za-z_\-]{8}"
+    rb"|dckr_[po]at_|oy2[a-z0-9]{43}|SK[0-9a-f]{32}|key-[0-9a-f]{32}"
     rb"|[MNO][DQTjz][0-9A-Za-z_\-]{22,26}\.|glsa_|glc_|NRAK-|sntry[su]_|dt0[a-z][0-9]{2}\.|PMAK-|lin_api_"
     rb"|ntn_[0-9A-Za-z]{8}|fig[dopu]_[0-9A-Za-z_\-]{8}|shp(?:at|ca|pa|ss)_|sq0(?:atp|csp)-|access_token\$|EZ[AT]K[0-9A-Za-z]{8}"
-    rb"|FLWSECK|access-(?:production|sandbox|development)-|pplx-|tgp_v1_|lsv2_|pcsk_|tvly-|nvapi-|jina_|AGE-SECRET-KEY-1"
+    rb"|FLWSECK|access-(?:production|sandbox|development)-|pplx-|tgp_v1_|lsv2_|pcsk_|tvly-|nvapi-|jina_|AGE-SECRET-KEY-1)"
 )
-_COUNTRY = b"|".join(sorted(country.encode() for country in _IBAN_LENGTHS))
 _HEX4 = rb"[0-9A-Fa-f]{1,4}"
-_IPV6_GATE = rb"[^0-9A-Za-z:.](?:(?:" + _HEX4 + rb":){1,7}:|(?:" + _HEX4 + rb":){7}[0-9A-Fa-f]|::[0-9A-Fa-f])"
+_HEX_GROUP = rb"(?:[0-9][0-9A-Fa-f]{2}|[0-9A-Fa-f][0-9][0-9A-Fa-f]|[0-9A-Fa-f]{2}[0-9]|[A-Fa-f]{3}[0-9])[0-9A-Fa-f]?"
+"""Three or four signs with a digit: a compressed address has one."""
+_IPV6_END = rb"(?:[^0-9A-Za-z:]|:[^0-9A-Fa-f:])"
+_IPV6_GATE = (
+    rb"[^0-9A-Za-z:.](?:(?:" + _HEX4 + rb":){7}" + _HEX4
+    + rb"|::(?:" + _HEX4 + rb":){0,6}" + _HEX_GROUP + rb"(?::" + _HEX4 + rb"){0,6}"
+    + rb"|(?:" + _HEX4 + rb":){0,6}" + _HEX_GROUP + rb":(?:" + _HEX4 + rb":){0,6}:(?:" + _HEX4 + rb"(?::" + _HEX4 + rb"){0,6})?"
+    + rb"|(?:" + _HEX4 + rb":){1,7}:(?:" + _HEX4 + rb":){0,6}" + _HEX_GROUP + rb"(?::" + _HEX4 + rb"){0,6})"
+    + _IPV6_END
+)  # fmt: skip
 
-FAMILIES = (
-    Family(_CARD_GATE, _CARD_RULES, by_word=True),
-    Family(_SSN_GATE, _SSN_RULES, by_word=True),
+_DIGITS = rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6}|[0-9]{6}[+A-FU-Y][0-9]{3}|[A-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]"
+_DIGITS += rb"|[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z][0-9]{3}[A-Za-z]|[A-Za-z][0-9]{6}[HMXhmx][A-Za-z]{5}"
+_OCTETS = rb"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"
+_COLONS = rb"::[0-9A-Fa-f]|[0-9A-Fa-f]::|(?::" + _HEX4 + rb"){6}:"
+
+GROUPS = (
+    Group(
+        _DIGITS,
+        (
+            Family(_CARD_GATE, _CARD_RULES, by_word=True, strict=_CARD_STRICT),
+            Family(
+                _SSN_GATE + b"|" + _NORTH_AMERICAN_GATE,
+                (*_SSN_RULES, *_NORTH_AMERICAN_RULES),
+                by_word=True,
+                strict=_THREES_STRICT,
+            ),
+            Family(_CALLED_GATE, _CALLED_RULES, by_word=True, back=CALLED_BYTES, needs=_CALLED_NEEDS, strict=_CALLED_STRICT),
+            Family(_WRITTEN_GATE, (_WRITTEN_ID,), by_word=True, strict=_WRITTEN_STRICT),
+        ),
+    ),
+    Group(
+        rb"|".join((_OCTETS, _COLONS, _MAC_SHAPE, _IBAN_GATE)),
+        (
+            Family(_IPV4_GATE, _IPV4_RULES, lead=1, needs=(b".",)),
+            Family(_IPV6_GATE, _IPV6_RULES, lead=1, needs=(b":",)),
+            Family(_MAC_GATE % _MAC_LETTERED, _MAC_RULES, by_word=True, strict=_mac_strict(_MAC_LETTERED)),
+            Family(_MAC_GATE % _MAC_DECIMAL, _MAC_RULES, by_word=True, near=_MAC_NEAR, strict=_mac_strict(_MAC_DECIMAL)),
+            Family(_IBAN_GATE, _IBAN_RULES, lead=1, rest=_IBAN_REST, strict=_IBAN_STRICT),
+        ),
+    ),
+    Group(_WALLET_GATE, (Family(_WALLET_GATE, _WALLET_RULES, lead=1),)),
+    Group(
+        _TOKEN_GATE + rb"|" + _INNER_TOKEN_GATE,
+        (
+            Family(_TOKEN_GATE, _TOKEN_RULES, lead=1, ahead=1100, wordy=True),
+            Family(_INNER_TOKEN_GATE, _INNER_TOKEN_RULES),
+        ),
+    ),
+)
+"""Families that are looked for near the shape of their group."""
+
+NEEDY = (
     Family(_PLUS_GATE, _PLUS_RULES, by_word=True, needs=(b"+",)),
-    Family(_NORTH_AMERICAN_GATE, _NORTH_AMERICAN_RULES, by_word=True),
-    Family(_CALLED_GATE, _CALLED_RULES, by_word=True),
-    Family(_WRITTEN_GATE, (_WRITTEN_ID,), by_word=True),
-    Family(_IBAN_GATE, _IBAN_RULES, by_word=True),
     Family(rb"(?:@|%40)", _EMAIL_RULES, rest=_EMAIL_REST, ahead=1024, needs=(b"@", b"%40"), strict=_EMAIL_STRICT),
-    Family(_IPV4_GATE, _IPV4_RULES, lead=1, steps=1, needs=(b".",)),
-    Family(_IPV6_GATE, _IPV6_RULES, lead=1, steps=1, needs=(b":",)),
-    Family(_LEAD + rb"(?:" + _MAC_SHAPE + rb")", _MAC_RULES, lead=1),
-    Family(_WALLET_GATE, _WALLET_RULES, lead=1),
-    Family(_TOKEN_HEAD, _TOKEN_RULES, ahead=1100, wordy=True),
     Family(rb"(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}", _BEARER_RULES, ahead=4000, needs=(b"bearer",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
-    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd")),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd"), strict=_PASSWORD_STRICT),
     Family(_KEY_WORD, _ASSIGNMENT_RULES[1:], rest=_KEY_REST, ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
 )
+"""Families that are looked for behind what they need."""
+
+FAMILIES = (*(family for group in GROUPS for family in group.families), *NEEDY)
 """Rules that find by shape, in no order that matters."""
 
 NAMED = (_CARD_NAMED, _SSN_NAMED, _PHONE_NAMED)
 """Rules that find numbers by a word before them. Those of national numbers beside a word are `NAMED_ID`."""
+NAMED_WORDS = b"|".join(b"(?:" + named.words + b")" for named in NAMED)
+"""Where none of them stands, no rule of `NAMED` finds anything."""

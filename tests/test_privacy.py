@@ -9,6 +9,7 @@ import random
 import string
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from gateway import privacy
 from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
 from gateway.recognisers import FAMILIES, SEPARATOR, github_checksum
+from tests.bench.privacy import LOOKALIKES, lookalikes
 
 ALNUM = string.ascii_letters + string.digits
 BASE64URL = ALNUM + "-_"
@@ -386,7 +388,7 @@ def test_both_engines_find_the_same(text):
 class Exhaustive(Detector):
     """Runs every gate over the whole text."""
 
-    def _hot(self, data):
+    def _hot(self, shape, data):
         return [(0, len(data))]
 
 
@@ -439,6 +441,47 @@ def test_a_text_full_of_what_is_no_finding_is_restricted_like_one_that_is_too_lo
     assert classify(seen[0], {kind.name: "public" for kind in KINDS}) == "restricted"
 
 
+class Counting(privacy._Hunt):
+    """Keeps what was spent."""
+
+    biggest = 0
+    hunts: ClassVar[list[Counting]] = []
+
+    def __init__(self, data, left):
+        super().__init__(data, left)
+        self.hunts.append(self)
+
+    def spend(self, steps):
+        self.biggest = max(self.biggest, steps)
+        super().spend(steps)
+
+
+@pytest.mark.parametrize("shape", LOOKALIKES)
+def test_a_text_made_to_be_slow_ends_within_its_steps(shape, monkeypatch):
+    """Whatever it looks like, a text costs no more than it may and one try, and a try is short."""
+    monkeypatch.setattr(privacy, "_Hunt", Counting)
+    monkeypatch.setattr(Counting, "hunts", [])
+    text = lookalikes(shape, random.Random(shape))
+    failed = scan([text], max_chars=10**7).failed
+    (hunt,) = Counting.hunts
+    assert failed in {"", "TooManyCandidates"}
+    assert (hunt.left < 0) == bool(failed)
+    assert hunt.left >= -hunt.biggest
+    assert hunt.biggest <= len(text) // 64 + 8
+
+
+def test_the_strings_of_a_body_share_its_steps():
+    """A text cut into many strings may cost no more than in one, and what was read before counts as when it was read."""
+    text = lookalikes("token=<l16> ", random.Random(1))
+    pieces = [text[at : at + 2_400] for at in range(0, len(text), 2_400)]
+    detector = Detector()
+    assert not any(scan([piece], max_chars=10**7, detector=detector).failed for piece in pieces[:9])
+    first = scan(pieces, max_chars=10**7, detector=detector)
+    again = scan(pieces, max_chars=10**7, detector=detector)
+    assert first == again == scan(pieces, max_chars=10**7, detector=Detector())
+    assert first.failed == "TooManyCandidates"
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -449,7 +492,7 @@ def test_a_text_full_of_what_is_no_finding_is_restricted_like_one_that_is_too_lo
         "2026-11-{d} client version {d}.{d}.{b}.{b} connected after {b} ms",
         "git@github.com:team/repository{n8}.git",
         "Icon{b}@2x.png",
-        '{{"vid":{n8}1,"t":{b}}}',
+        '{{"id":{n8}1,"t":{b}}}',
         "  std::map<ab::cd> value = db::get(fe::x{n8});",
         "{n8}{n8}{n8}{n8}  file-{b}.txt",
     ],
@@ -656,10 +699,10 @@ def test_verdicts_are_bounded_and_hold_no_text():
     for n in range(3):
         detector.kinds_of_all([f"{n} a@b.com " * 300])
     memory = detector._verdicts
-    assert set(memory._young.values()) == {frozenset({"email"})}
+    assert {kinds for kinds, _ in memory._young.values()} == {frozenset({"email"})}
     assert all(len(mark) <= 32 and b"a@b" not in mark for mark in memory._young)
     for n in range(20_000):
-        memory.put(n.to_bytes(4, "big"), frozenset())
+        memory.put(n.to_bytes(4, "big"), (frozenset(), 0))
     assert len(memory._young) + len(memory._old) <= 2 * privacy._REMEMBERED
 
 
