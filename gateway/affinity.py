@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from gateway.config import Class
 from gateway.errors import Unavailable
+from gateway.files import make_private
 
 Kind = Literal["response", "file", "batch"]
 """What an upstream keeps. The same id may stand for one of each."""
@@ -147,7 +148,7 @@ class Affinity:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self._path.parent)
             self._path.touch(mode=0o600)
             connection = sqlite3.connect(self._path, check_same_thread=False)
             connection.execute("pragma journal_mode = wal")

@@ -46,6 +46,7 @@ from gateway.ledger import Later, Ledger, Record
 from gateway.local.frames import Hello, from_worker_decoder
 from gateway.logs import LogWriter
 from gateway.metrics import Counts, Metrics
+from gateway.names import Names
 from gateway.pipeline import Pipeline
 from gateway.policy.generation import Generation
 from gateway.process import EXIT_UNUSABLE
@@ -86,7 +87,8 @@ class Front:
 
     def __init__(self, start: control.Start, activate: control.Activate, uplink: control.Uplink) -> None:
         self.config = msgspec.json.decode(start.config, type=Config)
-        self.generation = Generation.from_source(activate.source)
+        self.names = self._names(start.sockets)
+        self.generation = self._opened(activate.source)
         self._activations: asyncio.Queue[control.Activate] = asyncio.Queue()
         self.problems: dict[str, str] = {}
         """Why a worker process is not ready, by worker name; front workers too."""
@@ -143,6 +145,15 @@ class Front:
             body_timeout_s=self.config.server.body_timeout_s,
         )
         self.draining = False
+
+    def _names(self, sockets: Mapping[str, str]) -> Names | None:
+        settings = self.config.names
+        if settings is None:
+            return None
+        return Names(sockets["names"], max_chars=settings.max_chars, timeout_s=settings.timeout_s)
+
+    def _opened(self, source: bytes) -> Generation:
+        return Generation.from_source(source, beside=self.names.beside if self.names is not None else None)
 
     def _model_clients(self, sockets: Mapping[str, str]) -> dict[str, frames.Client]:
         made = {}
@@ -266,7 +277,7 @@ class Front:
             frame = await self._activations.get()
             while not self._activations.empty():
                 frame = self._activations.get_nowait()
-            self.generation = await asyncio.to_thread(Generation.from_source, frame.source)
+            self.generation = await asyncio.to_thread(self._opened, frame.source)
             self.emit("policy.activated", policy=self.generation.label(self.config.policies.default), number=frame.number)
 
     async def run(self) -> None:
@@ -275,6 +286,8 @@ class Front:
             for client in self.clients.values():
                 tasks.create_task(client.run())
             tasks.create_task(self.cache.run())
+            if self.names is not None:
+                tasks.create_task(self.names.run())
             if isinstance(self.cache, Cache) and not (self.config.cache.enabled and self.config.cache.semantic):
                 tasks.create_task(self.semantic.run())
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -52,7 +53,7 @@ def check(path: Path | None) -> None:
     Exit status 2 when something is wrong; notes alone leave it 0.
     """
     from gateway.auth import KeyFile, configured_keys
-    from gateway.config import off_reason, redis_url
+    from gateway.config import OpenAIUpstream, off_reason, redis_url
     from gateway.policy.proof import run_tests, untouched
 
     config = load_config(path)
@@ -80,6 +81,11 @@ def check(path: Path | None) -> None:
             f"{passed} of {len(results)} tests pass"
         )
     notes += [f"{name}: off, {reason}" for name, upstream in config.upstreams.items() if (reason := off_reason(upstream))]
+    notes += [
+        f"{name}: base_url ends without a path; most APIs stand under /v1"
+        for name, upstream in config.upstreams.items()
+        if isinstance(upstream, OpenAIUpstream) and not urlsplit(upstream.base_url).path.strip("/")
+    ]
     notes += _missing_weights(config)
     for note in notes:
         click.echo(f"note: {note}")

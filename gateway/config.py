@@ -211,6 +211,22 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Environment variable with a redis:// URL: equal requests then share answers across workers and gateways. Empty: not."""
 
 
+class Names(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model that knows names of people, places and organisations, in a process of its own."""
+
+    model: str
+    """presidio: a spaCy pipeline, as an installed package or a folder. gliner: a folder with its weights."""
+    engine: Literal["presidio", "gliner"] = "presidio"
+    language: str = "en"
+    """Of the spaCy pipeline."""
+    least_score: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    """Below it a name is none."""
+    max_chars: Positive = 20_000
+    """What of one request it may have to read anew; a request with more is `restricted`."""
+    timeout_s: Seconds = 10.0
+    """A request whose names are not known by then is `restricted`."""
+
+
 class Logs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One JSON line for every event that carries content, and for what happens to a request."""
 
@@ -268,6 +284,7 @@ class Config(Struct, frozen=True, kw_only=True):
     logs: Logs
     keys: tuple[Key, ...]
     policies: Policies
+    names: Names | None = None
 
     @property
     def root(self) -> Path:
@@ -295,6 +312,13 @@ class Config(Struct, frozen=True, kw_only=True):
         if "/" in weights or weights.startswith("."):
             return self.root / weights
         return self.state_dir / "models" / weights
+
+    def names_model(self) -> str:
+        """What the names worker is to load: a package's name, or the absolute path of a folder. Empty when it is off."""
+        if self.names is None:
+            return ""
+        folder = self.root / self.names.model
+        return str(folder) if folder.is_dir() or "/" in self.names.model else self.names.model
 
     def chat_models(self) -> dict[str, ChatModel]:
         """The local models that need a model worker."""
@@ -335,6 +359,7 @@ def off_reason(upstream: UpstreamConfig) -> str | None:
 
 
 _SECTIONS: dict[str, Any] = {"server": Server, "cache": Cache, "logs": Logs, "policies": Policies}
+_OPTIONAL_SECTIONS: dict[str, Any] = {"names": Names}
 _NAMED_SECTIONS: dict[str, Any] = {"upstreams": UpstreamConfig, "local_models": LocalModel, "models": Model}
 _TAGS = {"upstreams": UPSTREAM_KINDS, "local_models": ("chat", "embedding")}
 
@@ -361,6 +386,8 @@ def parse(file: TomlFile) -> Config:
     for name, value in file.data.items():
         if name in _SECTIONS:
             parts[name] = convert(value, _SECTIONS[name], (name,)) or parts[name]
+        elif name in _OPTIONAL_SECTIONS:
+            parts[name] = convert(value, _OPTIONAL_SECTIONS[name], (name,))
         elif name in _NAMED_SECTIONS and isinstance(value, dict):
             for entry, content in value.items():
                 found = convert(content, _NAMED_SECTIONS[name], (name, entry), _TAGS.get(name, ()))
@@ -372,7 +399,7 @@ def parse(file: TomlFile) -> Config:
             shape = "[[keys]]" if name == "keys" else f"[{name}.NAME]"
             problems.append(file.problem((name,), f"expected entries of the form {shape}"))
         else:
-            known = [*_SECTIONS, *_NAMED_SECTIONS, "keys"]
+            known = [*_SECTIONS, *_OPTIONAL_SECTIONS, *_NAMED_SECTIONS, "keys"]
             problems.append(file.problem((name,), f'unknown section "{name}"{did_you_mean(name, known)}'))
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""Files that are either old or new, never half; and keys of ours that lie in one."""
+"""Files that are either old or new, never half; keys of ours that lie in one; and folders that are their owner's alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from pathlib import Path
 KEY_BYTES = 32
 
 
+def make_private(folder: Path) -> None:
+    """Make the folder, and those above it that are missing, for its owner alone. One that is there stays as it is."""
+    for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+        missing.mkdir(exist_ok=True, mode=0o700)
+
+
 def own_key(path: Path) -> bytes:
     """The key in the file, which its owner alone can read, or a new one. Raises OSError, or ValueError for a file without one.
 
     Of several processes that make one at once, all take the first.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))
@@ -35,7 +41,7 @@ def own_key(path: Path) -> bytes:
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write `content` beside `path`, flush it to the disk, and rename it into place. Raises OSError; then `path` is as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

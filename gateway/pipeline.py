@@ -7,6 +7,7 @@ closes into exactly one Record, and no upstream stays open.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -127,8 +128,8 @@ class Pipeline:
 
     @property
     def detector(self) -> Detector:
-        """What finds sensitive text now, the customer's words of the policies in force among it."""
-        return self._generation().detector
+        """What finds sensitive text in a word now, by patterns and by the customer's words of the policies in force."""
+        return self._generation().patterns
 
     async def answer(self, incoming: Incoming, ledger: Ledger) -> Reply:
         """The whole path. Raises ApiError for a clear refusal; the caller closes the ledger then."""
@@ -253,15 +254,16 @@ class Pipeline:
     async def _judge(self, incoming: Incoming, generation: Generation, ledger: Ledger) -> _Judged:
         """Read a request and gather its facts. Raises ApiError for one that cannot be served by anybody."""
         size = len(incoming.body)
+        effort = math.inf if generation.detector.waits else size
         if incoming.endpoint not in ENDPOINTS:
-            judged = await _aside(size, self._judge_alone, incoming, generation, ledger)
+            judged = await _aside(effort, self._judge_alone, incoming, generation, ledger)
             return await self._counted(judged, generation) if self._near_a_limit(generation, judged.facts) else judged
         request = await _aside(size, wire.read, incoming.endpoint, incoming.body, deployment=incoming.deployment)
         before = await self._before(request, incoming.principal.tenant)
         request = self._named(request, before)
         size += before.most_bytes
         how = await _aside(size, ways, request, before)
-        facts = await _aside(size, self._facts, incoming, how.judged(request), before, generation, ledger)
+        facts = await _aside(max(size, effort), self._facts, incoming, how.judged(request), before, generation, ledger)
         if how.via_chat:
             facts = replace(facts, via_chat=how.via_chat)
         judged = _Judged(request, before, how, facts, size)
@@ -435,8 +437,8 @@ class Pipeline:
         return [("x-gateway-route", route), ("x-gateway-cache", cache), ("x-gateway-policy", decision.policy), *_reasons(why)]
 
 
-async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do work whose time grows with the body: here when it is small, on a thread when the loop would notice."""
+async def _aside(size_bytes: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do work whose time grows with the body: here when it is small, on a thread when the loop would notice or work waits."""
     if size_bytes <= LOOP_BODY_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)

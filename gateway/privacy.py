@@ -1,7 +1,7 @@
 """Find personal data and secrets in the text of a request, and say how sensitive that makes it.
 
 Knows the shape of JSON and the order of classes; knows neither upstreams nor policy files, and never keeps or reports the
-text it saw. Names and postal addresses are not detected. What is searched for stands in `recognisers.py`.
+text it saw. Names are not detected here but by `names`, where one is set up. What is searched for stands in `recognisers.py`.
 
     scan(body)    kinds found in a parsed JSON body, remembered for what a conversation sends again
     locate(text)  findings in one text with their places in it, for redaction
@@ -18,7 +18,7 @@ from functools import cache
 from hashlib import blake2b
 from itertools import accumulate, chain, pairwise, repeat
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -54,6 +54,7 @@ __all__ = [
     "DETECTOR",
     "KINDS",
     "Detector",
+    "Finder",
     "Finding",
     "Kind",
     "Scan",
@@ -66,6 +67,8 @@ __all__ = [
     "suspects",
     "with_terms",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 CLASSES = ("public", "internal", "confidential", "restricted")
 """From the least to the most sensitive."""
@@ -399,8 +402,32 @@ def _look_ahead(family: Family) -> re.Pattern[bytes]:
 _compiled_gates = cache(_Gates)
 
 
+class Finder(Protocol):
+    """Whatever finds sensitive text: the Detector by itself, or beside it a model that knows names."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it asks another process, and so belongs on a thread."""
+        ...
+
+    @property
+    def patterns(self) -> Detector:
+        """The part of it that goes by patterns and words alone: quick, and sure of what it says."""
+        ...
+
+    def kinds_of_all(self, texts: list[str]) -> frozenset[str]:
+        """The kinds found in the strings of one body, in their order."""
+        ...
+
+    def locate(self, text: str, *, before: str = "") -> list[Finding]:
+        """Every finding by its place in the text; `before` is what stands before it in the same body."""
+        ...
+
+
 class Detector:
     """Recognisers, and a customer's words. Shared by all requests: only what it remembers changes."""
+
+    waits = False
 
     def __init__(self, *, with_re2: bool = re2 is not None, terms: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
         """`terms` maps further kinds to words and phrases; reading them takes about 10 µs a word."""
@@ -408,7 +435,12 @@ class Detector:
         gates = _compiled_gates(compiled)
         self._gates = gates
         self._terms = Terms({kind: map(normalise, words) for kind, words in terms.items()}) if terms else None
-        self._verdicts = _Verdicts()
+        self._verdicts: Verdicts[tuple[frozenset[str], int]] = Verdicts()
+
+    @property
+    def patterns(self) -> Detector:
+        """See `Finder`."""
+        return self
 
     def find(self, text: str) -> list[Finding]:
         """Every finding in the text, by place in the normalised text. Only findings of different kinds overlap."""
@@ -435,7 +467,10 @@ class Detector:
         Long lists are cut into pieces that begin where they began last time when only the end of a conversation is new. A
         verdict hangs on the piece and, as words before a number count, on the piece before it.
         """
-        found, left = _NOTHING, allowed(sum(map(len, texts)))
+        n_chars = sum(map(len, texts))
+        if n_chars < _PIECE_CHARS:
+            return self.kinds(SEPARATOR.join(texts))
+        found, left = _NOTHING, allowed(n_chars)
         previous, mark = "", b""
         for piece, whole in _pieces(texts):
             verdict, digest = None, b""
@@ -457,7 +492,7 @@ class Detector:
 
     def forget(self) -> None:
         """Drop all verdicts, so that the next scan reads everything anew."""
-        self._verdicts = _Verdicts()
+        self._verdicts = Verdicts()
 
     def _kinds(self, data: bytes, since: int, left: int) -> tuple[frozenset[str], int]:
         """The kinds of findings that end behind the first `since` bytes, and the steps that it cost to know."""
@@ -745,7 +780,7 @@ def _groups(data: bytes, run: tuple[int, int], n_digits: int) -> Iterator[tuple[
         n_digits -= end - start
 
 
-class _Verdicts:
+class Verdicts(Generic[T]):
     """What was found in pieces of text read before, by a keyed digest: no text is held, and none can be guessed from outside.
 
     Bounded: when one generation is full, the one before it is dropped, with all that was not asked for since.
@@ -753,21 +788,21 @@ class _Verdicts:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
-        self._young: dict[bytes, tuple[frozenset[str], int]] = {}
-        self._old: dict[bytes, tuple[frozenset[str], int]] = {}
+        self._young: dict[bytes, T] = {}
+        self._old: dict[bytes, T] = {}
 
     def digest(self, text: str) -> bytes:
         """Sixteen bytes for a text."""
         return blake2b(_encode(text), digest_size=16, key=self._key).digest()
 
-    def get(self, mark: bytes) -> tuple[frozenset[str], int] | None:
+    def get(self, mark: bytes) -> T | None:
         """The verdict, when it is known. Safe on any thread: each step is one operation on a dict."""
         verdict = self._young.get(mark)
         if verdict is None and (verdict := self._old.get(mark)) is not None:
             self.put(mark, verdict)
         return verdict
 
-    def put(self, mark: bytes, verdict: tuple[frozenset[str], int]) -> None:
+    def put(self, mark: bytes, verdict: T) -> None:
         """Remember a verdict."""
         if len(self._young) >= _REMEMBERED:
             self._young, self._old = {}, self._young
@@ -897,7 +932,7 @@ _FILE_KEYS = frozenset({"url", "image_url", "data", "b64_json", "file_data"})
 _DATA_URL = re.compile(r"data:[\w.+\-]+/[\w.+\-]+(?:;[\w.+\-]+=[\w.+\-]+)*;base64,\S*\Z", re.ASCII | re.IGNORECASE)
 
 
-def scan(body: object, *, max_chars: int, detector: Detector = DETECTOR) -> Scan:
+def scan(body: object, *, max_chars: int, detector: Finder = DETECTOR) -> Scan:
     """Search every string of a parsed JSON value: values, object keys and long numbers, however deep.
 
     Never raises: an exception inside, also for what JSON cannot hold, becomes `failed`. Time is linear in the body, and short
@@ -907,7 +942,7 @@ def scan(body: object, *, max_chars: int, detector: Detector = DETECTOR) -> Scan
         texts, n_chars, blobs = _texts(body, max_chars)
         if n_chars > max_chars:
             return Scan(frozenset(), n_chars, oversize=True)
-        kinds = detector.kinds_of_all(texts) if n_chars >= _PIECE_CHARS else detector.kinds(SEPARATOR.join(texts))
+        kinds = detector.kinds_of_all(texts)
         return Scan(kinds | {UNSCANNABLE} if blobs else kinds, n_chars, oversize=False)
     except Exception as error:  # noqa: BLE001 - the promise is to fail closed, whatever happened; the type name is recorded
         return Scan(frozenset(), 0, oversize=False, failed=type(error).__name__)

@@ -51,6 +51,13 @@ KINDS = (
 )
 """Every kind a scan can report; policy files may map each to a class."""
 
+NAMES = (
+    Kind("person", "name of a person"),
+    Kind("location", "name of a place: country, city, region, building"),
+    Kind("organization", "name of a company or an institution"),
+)
+"""Kinds that only a model knows: looked for where `[names]` of the config sets one up, and a policy file maps them to a class."""
+
 SEPARATOR = "\x1e"
 """Stands between the strings of one body. No finding crosses it; a context word in a JSON key may look across."""
 

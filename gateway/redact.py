@@ -252,7 +252,7 @@ class Redactor:
         self._path = path
         self._key = b""
 
-    def mask(self, body: bytes, *, tenant: str, max_chars: int, detector: privacy.Detector = privacy.DETECTOR) -> Masked:
+    def mask(self, body: bytes, *, tenant: str, max_chars: int, detector: privacy.Finder = privacy.DETECTOR) -> Masked:
         """The body without anything that the detector finds; the same body where there is nothing.
 
         Raises Unmaskable where something would be left, the way back would not be exact, or the key cannot be had, and
@@ -270,13 +270,14 @@ class Redactor:
             for kind, start, end in found[index]:
                 vault.hide(kind, strings[index][1][start:end])
         if not vault:
-            _check_rest(data, max_chars, detector)
+            _check_rest(data, max_chars, detector.patterns)
             return Masked(body, vault)
         texts = [_masked(text, spans, vault) if spans else text for (_, text), spans in zip(strings, found, strict=True)]
         masked = _replaced(body, nodes, texts)
         after = json.loads(masked)
         _check_arguments(after)
-        _check_rest(after, max_chars, detector)
+        # Read again with placeholders in it, a model may see other names than it saw.
+        _check_rest(after, max_chars, detector.patterns)
         if _meaning(after, vault) != _meaning(data):
             raise Unmaskable("the way back would not be exact")
         return Masked(masked, vault)
@@ -373,7 +374,7 @@ def _replaced(document: bytes, nodes: Iterable[_Node], texts: Sequence[str]) -> 
 
 
 def _located(
-    strings: Sequence[tuple[int, str]], vault: Vault, detector: privacy.Detector, max_chars: int
+    strings: Sequence[tuple[int, str]], vault: Vault, detector: privacy.Finder, max_chars: int
 ) -> list[Sequence[tuple[str, int, int]]]:
     """By text: kind, start and end of what is to be masked. Searched as one text, as `privacy.scan` does."""
     whole = SEPARATOR.join([text for _, text in strings])
@@ -476,7 +477,7 @@ def _check_arguments(value: Any) -> None:
                 _check_arguments(item)
 
 
-def _check_rest(data: dict[str, Any], max_chars: int, detector: privacy.Detector) -> None:
+def _check_rest(data: dict[str, Any], max_chars: int, detector: privacy.Finder) -> None:
     """Raise Unmaskable where a scan still finds something."""
     rest = privacy.scan({**data, "model": ""}, max_chars=max_chars, detector=detector)
     if rest.failed or rest.oversize:

@@ -33,7 +33,7 @@ Key = tuple[Any, ...]
 
 
 async def masked(
-    call: Call, redactor: Redactor, *, upstream: str, tenant: str, max_chars: int, detector: privacy.Detector, ledger: Ledger
+    call: Call, redactor: Redactor, *, upstream: str, tenant: str, max_chars: int, detector: privacy.Finder, ledger: Ledger
 ) -> Call:
     """The call with nothing in it that the detector finds, and its Vault.
 
@@ -48,7 +48,8 @@ async def masked(
         return replace(call, body=body, vault=vault)
 
     try:
-        made = mask() if len(call.body) <= LOOP_BYTES else await asyncio.to_thread(mask)
+        aside = detector.waits or len(call.body) > LOOP_BYTES
+        made = await asyncio.to_thread(mask) if aside else mask()
     except Exception as error:  # noqa: BLE001 - the promise is to fail closed, whatever happened; only our own words are told
         why = str(error) if isinstance(error, Unmaskable) else f"masking it failed ({type(error).__name__})"
         ledger.event("redaction.failed", upstream=upstream, reason=why)

@@ -28,7 +28,7 @@ from gateway.auth import KeyFile, configured_keys, digest
 from gateway.config import ChatModel, Config, EmbeddingModel, off_reason, redis_url
 from gateway.control import Fronts
 from gateway.errors import ConfigError, Problem
-from gateway.files import write_atomically
+from gateway.files import make_private, write_atomically
 from gateway.policy.generation import Generation
 from gateway.policy.generation import load as load_policies
 from gateway.policy.store import Activated, Broken, Store, Waiting, Watcher
@@ -63,6 +63,8 @@ class Supervisor:
         self._sockets = {"cache": str(self._run_dir / "cache.sock")}
         for name in config.chat_models():
             self._sockets[f"model:{name}"] = str(self._run_dir / f"model-{name}.sock")
+        if config.names is not None:
+            self._sockets["names"] = str(self._run_dir / "names.sock")
         self._problems: dict[str, str] = dict.fromkeys((*self._workers(), *listeners), "starting")
         self._fronts = Fronts(self._tell)
         self._admin_key = "gw-" + secrets.token_urlsafe(32)
@@ -72,6 +74,7 @@ class Supervisor:
 
     def _workers(self) -> list[str]:
         found = [f"model:{name}" for name in self._config.chat_models()]
+        found += ["names"] if self._config.names is not None else []
         return ["cache", *found] if self._embedder() else found
 
     def _embedder(self) -> str | None:
@@ -124,8 +127,8 @@ class Supervisor:
         return f"http://{_reachable(host)}:{port}"
 
     def _blocked(self, name: str) -> str | None:
-        """Missing weights. The cache worker runs without its embedder, so that it can say so."""
-        if name == "cache":
+        """Missing weights. The cache worker runs without its embedder, so that it can say so; the names worker names its own."""
+        if not name.startswith("model:"):
             return None
         return weights.missing(self._config, name.removeprefix("model:"))
 
@@ -134,13 +137,30 @@ class Supervisor:
     async def _start_worker(self, name: str) -> Started:
         with suppress(FileNotFoundError):
             os.unlink(self._sockets[name])  # noqa: PTH108 - one system call on a socket's name, nothing to wait for
-        command = self._cache_command() if name == "cache" else self._model_command(name.removeprefix("model:"))
+        command = self._command(name)
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *command, stdin=pipe, stdout=pipe, start_new_session=True
         )
         assert child.stdout is not None  # noqa: S101 - for the type checker; it is a pipe
         return child, states(child.stdout, partial(self._tell, name))
+
+    def _command(self, name: str) -> list[str]:
+        if name == "cache":
+            return self._cache_command()
+        return self._names_command() if name == "names" else self._model_command(name.removeprefix("model:"))
+
+    def _names_command(self) -> list[str]:
+        names = self._config.names
+        assert names is not None  # noqa: S101 - for the type checker; without it there is no such worker
+        return [
+            "gateway.names.worker",
+            *("--socket", self._sockets["names"]),
+            *("--engine", names.engine),
+            *("--model", self._config.names_model()),
+            *("--language", names.language),
+            *("--least-score", str(names.least_score)),
+        ]
 
     def _cache_command(self) -> list[str]:
         cache, name = self._config.cache, self._embedder() or ""
@@ -301,7 +321,7 @@ def _waiting_text(waiting: Waiting) -> str:
 def _run_dir(config: Config) -> Path:
     """Where the Unix sockets stand: in the state folder, or under the temporary folder when that path is too long for one."""
     folder = config.state_dir / "run"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(folder)
     longest = max((len(name) for name in config.local_models), default=0) + len("model-.sock")
     if len(os.fsencode(folder)) + 1 + longest <= SOCKET_PATH_BYTES:
         return folder
@@ -351,7 +371,7 @@ def hold_state(config: Config) -> IO[bytes]:
     """Make the state folder this gateway's own. Raises ConfigError when it cannot be written or another gateway uses it."""
     folder = config.state_dir
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         lock = (folder / "lock").open("ab")
     except OSError as error:
         message = f"the state folder cannot be written: {error.strerror}; mend its permissions, or set another server.state_dir"
@@ -371,7 +391,7 @@ def _check_log_folder(config: Config) -> None:
     if config.logs.stdout or config.logs.on_full == "drop":
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from gateway.config import Config
 from gateway.errors import GatewayError, did_you_mean
+from gateway.files import make_private
 
 Progress = Callable[[str], None]
 """Takes one line that says which step has begun."""
@@ -142,7 +143,7 @@ def pull(name: str, root: Path, *, progress: Progress, force: bool = False) -> P
         raise WeightsError(f'no weights are called "{name}"{did_you_mean(name, RECIPES)}')
     recipe, target = RECIPES[name], root / name
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_private(root)
         with _lock(root / f".{name}.lock", progress):
             if target.is_dir() and not force and not _fault(target, recipe):
                 progress(f"{name}: already there in {target}")

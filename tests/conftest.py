@@ -1,6 +1,9 @@
 """Fixtures that tests of several folders share."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from front import POLICY, World
@@ -37,3 +40,12 @@ def upstream_key(monkeypatch):
     """A key for an external upstream: `key_env = "TEST_UPSTREAM"`."""
     monkeypatch.setitem(os.environ, "TEST_UPSTREAM", "sk-upstream-secret")
     return "sk-upstream-secret"
+
+
+@pytest.fixture(scope="session")
+def names_pipeline(tmp_path_factory):
+    """A folder with a spaCy pipeline that knows some names; trained in a process of its own, so that this one stays without spaCy."""
+    folder = tmp_path_factory.mktemp("spacy") / "names"
+    script = Path(__file__).parent / "names" / "spacy_pipeline.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300, capture_output=True)
+    return folder

@@ -1,5 +1,7 @@
 """The command line: what is given wrong is told with its mend and exit status 2, never by a traceback."""
 
+from pathlib import Path
+
 import pytest
 
 from gateway import cli
@@ -23,6 +25,19 @@ def gateway(tmp_path, monkeypatch, capsys):
         return exited.value.code, capsys.readouterr().err
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("base_url", "noted"),
+    [("https://api.example.org", True), ("https://api.example.org/", True), ("https://api.example.org/v1", False)],
+)
+def test_an_upstream_without_a_path_is_noted(gateway, monkeypatch, capsys, base_url, noted):
+    """The commonest slip: everything would be 404. It is a note, since an API may stand there."""
+    upstream = f'[upstreams.far]\nkind = "openai"\nbase_url = "{base_url}"\nzone = "far"\ntakes_up_to = "public"\n'
+    Path("config.toml").write_text(CONFIG + upstream)
+    monkeypatch.setattr("sys.argv", ["gateway", "check"])
+    cli.main()
+    assert ("note: far: base_url ends without a path; most APIs stand under /v1" in capsys.readouterr().out) is noted
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -73,11 +74,16 @@ def test_every_setting_is_shown_in_its_section():
 
 def test_no_part_of_the_config_is_left_out():
     """The test above knows every struct that the config is made of."""
-    known = {config.Server, config.Cache, config.Logs, config.Policies, config.Model, config.Candidate, config.Key}
+    known = {config.Server, config.Cache, config.Names, config.Logs, config.Policies, config.Model, config.Candidate, config.Key}
     known |= {*get_args(config.UpstreamConfig), *get_args(config.LocalModel), config.Config}
     made = {value for value in vars(config).values() if isinstance(value, type) and issubclass(value, msgspec.Struct)}
     assert {struct for struct in made if struct.__module__ == "gateway.config"} == known
-    assert {get_origin(hint) or hint for hint in get_type_hints(config.Config).values()} <= {str, dict, tuple, *known}
+    hints = {
+        one
+        for hint in get_type_hints(config.Config).values()
+        for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
+    }
+    assert {get_origin(hint) or hint for hint in hints} <= {str, dict, tuple, type(None), *known}
 
 
 API_ERRORS = {
@@ -246,3 +252,27 @@ def test_decisions_are_numbered_and_complete():
     assert [int(path.name[:3]) for path in records] == list(range(1, len(records) + 1))
     headings = [re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE) for path in records]
     assert all(found == ["Context", "Decision", "Consequence"] for found in headings)
+
+
+PROOFS = [
+    (paths.split(), words.split(" or "))
+    for paths, words in re.findall(r"`pytest ([\w/. ]+?)(?: -k \"?([\w ]+?)\"?)?`", (ROOT / "README.md").read_text())
+]
+
+
+@pytest.mark.parametrize(("paths", "words"), PROOFS, ids=str)
+def test_the_command_that_shows_a_promise_runs_tests(paths, words):
+    """Its folders and files are there, and each of its words is in the name of a test, or of a file of tests, in them."""
+    files = [file for path in paths for file in ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("test_*.py"))]
+    names = " ".join([f"{file.stem} {' '.join(re.findall(r'def (test_[a-z0-9_]+)', file.read_text()))}" for file in files])
+    assert [word for word in words if word not in names] == []
+
+
+def test_every_module_that_a_page_runs_exists():
+    """`python -m tests.bench.logs` and the like."""
+    ran = {name for page in PAGES for name in re.findall(r"python -m (tests\.[\w.]+)", page.read_text())}
+    missing = [
+        name for name in ran if not any((ROOT / f"{name.replace('.', '/')}{end}").exists() for end in (".py", "/__main__.py"))
+    ]
+    assert len(ran) > 5
+    assert missing == []

@@ -25,7 +25,7 @@ LAYERS = (
     {"spoken"},
     {"facts", "auth", "weights", "affinity"},
     {"purge"},
-    {"cache", "local"},
+    {"cache", "local", "names"},
     {"policy", "upstreams"},
     {"health", "catalog", "explain", "restore"},
     {"dispatch", "replay"},
@@ -41,7 +41,14 @@ LAYERS = (
 )
 """Files and folders of gateway/, lowest first. Each may import what stands above it here, and a folder itself."""
 
-PROCESSES = {"app": "front", "cache.worker": "cache", "local.worker": "model", "supervisor": "supervisor", "cli": "command line"}
+PROCESSES = {
+    "app": "front",
+    "cache.worker": "cache",
+    "local.worker": "model",
+    "names.worker": "names",
+    "supervisor": "supervisor",
+    "cli": "command line",
+}
 """Modules that are the root of a process: nobody imports them but the command line."""
 
 OWNERS = {
@@ -58,6 +65,8 @@ OWNERS = {
     "sentence_transformers": {"cache.embed"},
     "torch": {"local.*", "cache.embed", "cache.export"},
     "transformers": {"local.*", "cache.export"},
+    "presidio_analyzer": {"names.engines"},
+    "gliner": {"names.engines"},
     "matplotlib": {"flows"},
     "prometheus_client": {"metrics"},
     "re2": {"privacy", "cache.key"},
@@ -66,7 +75,7 @@ OWNERS = {
 """Who may import a package; `x.*` is every module of that folder."""
 
 HEAVY = {"torch", "transformers", "sentence_transformers", "faiss", "onnxruntime", "numpy", "tokenizers", "tiktoken"}
-DELAYED = HEAVY | {"uvloop", "matplotlib"}
+DELAYED = HEAVY | {"uvloop", "matplotlib", "presidio_analyzer", "gliner"}
 """Packages that a function may import: costly to load, or not there on every system."""
 
 WORKER_PROTOCOL = {"cache.frames", "local.frames", "local.parameters"}

@@ -22,6 +22,7 @@ import numpy as np
 
 from gateway.cache.embed import DESCRIPTION, MODEL, TOKENIZER, Description, OnnxEmbedder
 from gateway.errors import ConfigError, Problem
+from gateway.files import make_private
 
 MIN_COSINE = 0.98
 """Every sentence of the check must come out at least this near to the torch original."""
@@ -44,7 +45,7 @@ def export_embedder(source: Path, target: Path, progress: Callable[[str], None])
     original by more than `MIN_COSINE` allows.
     """
     max_tokens, normalise = _read_source(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_private(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch) / "made"
         made.mkdir()

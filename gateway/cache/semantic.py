@@ -38,7 +38,7 @@ _PURGE_S = 60.0
 class Semantic:
     """The semantic tier, and the gateway's local embedder."""
 
-    def __init__(self, path: str, *, deadline_s: float = 0.15, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: str, *, deadline_s: float = 0.25, clock: Callable[[], float] = time.time) -> None:
         self._client = Client(path, from_worker_decoder(), on_news=self._heard, on_lost=self._lost)
         self._deadline_s = deadline_s
         self._clock = clock

@@ -17,7 +17,7 @@ from gateway.facts import Facts
 from gateway.policy.conditions import FIXED_WORDS, BadConditionError, Condition, Known, covering, parse
 from gateway.policy.decision import CacheMode, Option
 from gateway.privacy import normalise
-from gateway.recognisers import KINDS
+from gateway.recognisers import KINDS, NAMES
 from gateway.terms import LEAST_SIGNS, MOST_CHARS
 from gateway.tomlfile import KeyPath, TomlFile
 
@@ -26,7 +26,8 @@ Words = str | tuple[str, ...]
 
 Ranking = Literal["cost", "latency", "listed"]
 
-KIND_NAMES = tuple(kind.name for kind in KINDS)
+NAMED_KINDS = tuple(kind.name for kind in NAMES)
+KIND_NAMES = (*(kind.name for kind in KINDS), *NAMED_KINDS)
 EFFECTS = ("only", "never", "max_cost", "cache", "log", "redact")
 """What a limit can do; it needs one at least."""
 

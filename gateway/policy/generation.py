@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from gateway.policy.conditions import Matcher, parse
 from gateway.policy.decision import CacheMode, Option, Removed
 from gateway.policy.document import (
     KIND_NAMES,
+    NAMED_KINDS,
     Document,
     LimitBlock,
     RouteBlock,
@@ -33,7 +34,7 @@ from gateway.policy.document import (
     read,
     terms_names,
 )
-from gateway.privacy import with_terms
+from gateway.privacy import Detector, Finder, with_terms
 
 HASH_DIGITS = 12
 
@@ -197,10 +198,17 @@ class Source(Struct, frozen=True, kw_only=True):
     catalogue: Catalogue
 
 
+Beside = Callable[[Detector, frozenset[str]], Finder]
+"""Makes one of what goes by patterns and of a model that knows names of these kinds."""
+
+
 class Generation:
     """All policies and the catalogue, compiled once and never changed. Raises ConfigError where they do not fit together."""
 
-    def __init__(self, files: Mapping[str, str], catalogue: Catalogue, *, folder: str = "policies") -> None:
+    def __init__(
+        self, files: Mapping[str, str], catalogue: Catalogue, *, folder: str = "policies", beside: Beside | None = None
+    ) -> None:
+        """`beside` adds names to what is found by patterns, for whoever has a model that knows them."""
         self.files = dict(files)
         self.catalogue = catalogue
         self.folder = folder
@@ -208,9 +216,13 @@ class Generation:
         self.terms = _terms(documents, files)
         """By kind: the customer's words. Never logged, and shown to nobody."""
         self.hash = _hash(documents, catalogue, files)
-        self.detector = with_terms(self.terms)
-        """What finds sensitive text while these policies are in force."""
         self.classes: dict[str, Class] = _classes(documents)
+        self.patterns = with_terms(self.terms)
+        """What finds sensitive text by patterns and words while these policies are in force."""
+        self.named = frozenset(kind for kind in NAMED_KINDS if kind in self.classes)
+        """Kinds of names that these policies ask for."""
+        self.detector: Finder = beside(self.patterns, self.named) if beside is not None and self.named else self.patterns
+        """What finds sensitive text: patterns, and names where they are asked for."""
         self.log_text_up_to: Class | None = _log_text_up_to(documents)
         self.asked = frozenset(_asked(documents))
         """Facts that a decision may hang on, by their names in the log."""
@@ -283,13 +295,13 @@ class Generation:
         return msgspec.json.encode(parts, order="deterministic")
 
     @classmethod
-    def from_source(cls, document: bytes) -> Generation:
+    def from_source(cls, document: bytes, *, beside: Beside | None = None) -> Generation:
         """Open what `source` wrote. Raises ConfigError when it is damaged or was made by an incompatible version."""
         try:
             parts = msgspec.json.decode(document, type=Source)
         except msgspec.MsgspecError as error:
             raise ConfigError([Problem("archived policies", f"damaged: {error}")]) from None
-        generation = cls(parts.files, parts.catalogue, folder=parts.folder)
+        generation = cls(parts.files, parts.catalogue, folder=parts.folder, beside=beside)
         if generation.hash != parts.hash:
             message = (
                 f"the content is {generation.hash}, not {parts.hash} as it says: it was changed, or written by another version"
@@ -304,7 +316,12 @@ class Generation:
 
 def load(config: Config, folder: Path) -> Generation:
     """Read every policy file of a folder. Raises ConfigError with every problem found, each with place and mend."""
-    return Generation(read_folder(folder), Catalogue.of(config), folder=folder.name)
+    made = Generation(read_folder(folder), Catalogue.of(config), folder=folder.name)
+    if made.named and config.names is None:
+        kinds = ", ".join(sorted(made.named))
+        message = f"maps {kinds} to a class, which only a model finds; set one up as [names] in {config.path}, or leave them out"
+        raise ConfigError([Problem(f"{folder.name}: classes", message)])
+    return made
 
 
 def policy_files(folder: Path) -> list[Path]:
@@ -416,13 +433,14 @@ def _hash(documents: Iterable[Document], catalogue: Catalogue, files: Mapping[st
 
 
 def _classes(documents: Iterable[Document]) -> dict[str, Class]:
-    """Kind → class; the highest wins where files differ, and what nobody names is restricted."""
+    """Kind → class; the highest wins where files differ, and what nobody names is restricted. Names are looked for on demand."""
     ranks: dict[str, int] = {}
     for document in documents:
         for class_, kinds in document.shape.classes.items():
             for kind in kinds:
                 ranks[kind] = max(ranks.get(kind, 0), RANK[class_])
-    found: dict[str, Class] = {kind: CLASSES[ranks.get(kind, RANK["restricted"])] for kind in KIND_NAMES}
+    searched = [kind for kind in KIND_NAMES if kind not in NAMED_KINDS or kind in ranks]
+    found: dict[str, Class] = {kind: CLASSES[ranks.get(kind, RANK["restricted"])] for kind in searched}
     return found | {block.name: block.class_ for document in documents for block in document.shape.terms}
 
 

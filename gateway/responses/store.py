@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from gateway.files import make_private
 from gateway.privacy import CLASSES, highest
 from gateway.responses import (
     MAX_CHAIN_BYTES,
@@ -175,7 +176,7 @@ class ResponseStore:
         try:
             inode = self._path.stat().st_ino
         except FileNotFoundError:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self._path.parent)
             # Only ever a file that nobody has: closing it here would drop the locks of a connection of this process
             # (sqlite.org, "How To Corrupt An SQLite Database File", section 2.2).
             with suppress(FileExistsError):

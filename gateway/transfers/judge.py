@@ -107,7 +107,7 @@ class Judge:
     ) -> Facts:
         """As `facts`, of a request whose words are `texts`: on a thread when there are many."""
         request = replace(request, data={**request.data, "form": list(texts)})
-        if sum(map(len, texts)) <= LOOP_CHARS:
+        if sum(map(len, texts)) <= LOOP_CHARS and not self.generation.detector.waits:
             return self.facts(incoming, request, *rest, **more)
         return await asyncio.to_thread(self.facts, incoming, request, *rest, **more)
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from gateway.errors import BodyStopped, Unavailable
+from gateway.files import make_private
 
 PART_BYTES = 256 * 1024
 """Read and written at once."""
@@ -21,7 +22,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         """Raises Unavailable when no file can be made in `folder`."""
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(folder)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - `close` is called by whoever made it
         except OSError as error:
             raise _unusable(error) from None

@@ -1,0 +1,206 @@
+"""Names of people, places and firms: a real model in a real process, what the gateway makes of them, and every way it can be away."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+from front import POLICY
+from hostile import hostile
+from parrot import parrot
+
+from gateway import config, privacy
+from gateway.errors import ConfigError, WorkerGone
+from gateway.names import Names, TooLong, engines
+from gateway.policy.generation import Catalogue, Generation, load
+from gateway.privacy import DETECTOR, SEPARATOR
+from gateway.weights import WeightsError
+
+TEXT = "Please write a letter to Ingrid Okafor in Vienna, ada@example.org."
+KINDS = frozenset({"person", "location"})
+AT_HOME = POLICY + '[classes]\nconfidential = ["person"]\npublic = ["email"]\n'
+MASKED = AT_HOME + '[[limit]]\nname = "masked"\nredact = "outside"\n'
+
+
+@pytest.fixture(scope="session")
+def presidio(names_pipeline):
+    return engines.load("presidio", str(names_pipeline), language="en", least_score=0.5)
+
+
+@pytest.fixture(scope="module")
+def worker(names_pipeline, tmp_path_factory):
+    """A names worker, and its socket; SIGSTOP and SIGCONT are a test's own business."""
+    path = tmp_path_factory.mktemp("run") / "names.sock"
+    command = [sys.executable, "-m", "gateway.names.worker", "--socket", path, "--engine", "presidio", "--model", names_pipeline]
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        states = []
+        while not states or states[-1]["state"] == "loading":
+            states.append(json.loads(process.stdout.readline()))
+        assert states[-1]["state"] == "ready", states
+        yield process, path
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+
+
+@asynccontextmanager
+async def names(path, *, max_chars=10_000, timeout_s=60.0):
+    """A front worker's end; connected, if there is a worker."""
+    made = Names(str(path), max_chars=max_chars, timeout_s=timeout_s)
+    running = asyncio.create_task(made.run())
+    async with asyncio.timeout(30):
+        while path.exists() and not made._client.connected:
+            await asyncio.sleep(0.01)
+    yield made
+    running.cancel()
+
+
+def spoken(spans, text=TEXT):
+    return [(kind, text[start:end]) for kind, start, end in spans]
+
+
+def test_an_engine_says_where_names_stand(presidio):
+    """By kind and place, in their order; nothing where there is none."""
+    assert spoken(presidio.locate(TEXT)) == [("person", "Ingrid Okafor"), ("location", "Vienna")]
+    assert presidio.locate("") == presidio.locate("How do I sort a list in Python?") == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "model"), [("presidio", "no_such_pipeline"), ("gliner", "/no/such/folder"), ("presidio", "/etc")]
+)
+def test_a_model_that_is_not_there_is_told_with_its_mend(engine, model):
+    """Before anything reaches for the network."""
+    with pytest.raises(WeightsError) as told:
+        engines.load(engine, model, language="en", least_score=0.5)
+    assert model in str(told.value)
+
+
+@pytest.mark.parametrize(("engine", "package"), [("presidio", "presidio_analyzer"), ("gliner", "gliner")])
+def test_a_package_that_is_not_there_is_told_with_its_mend(engine, package, names_pipeline, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(WeightsError, match="pip install"):
+        engines.load(engine, str(names_pipeline), language="en", least_score=0.5)
+
+
+def test_long_texts_are_read_in_windows_that_miss_no_word():
+    """What GLiNER would drop behind its limit stands in another window; each begins where it says."""
+    text = " ".join(f"word{number}\n" for number in range(1_000))
+    windows = list(engines._windows(text))
+    assert all(text[begin : begin + len(window)] == window for begin, window in windows)
+    assert {word for _, window in windows for word in window.split()} == set(text.split())
+    assert list(engines._windows(" \n")) == []
+
+
+async def test_names_are_found_beside_patterns(worker):
+    """The two methods of a Finder: kinds over all strings, places in the joined text; only kinds that were asked for."""
+    async with names(worker[1]) as made:
+        finder = made.beside(DETECTOR, KINDS)
+        whole = SEPARATOR.join(["user", TEXT, "Dear John Taylor,"])
+        assert await asyncio.to_thread(finder.kinds_of_all, ["user", TEXT]) == {"person", "location", "email"}
+        found = await asyncio.to_thread(finder.locate, whole)
+        assert [(one.kind, whole[one.start : one.end]) for one in found] == [
+            ("person", "Ingrid Okafor"), ("location", "Vienna"), ("email", "ada@example.org"), ("person", "John Taylor"),
+        ]  # fmt: skip
+        assert await asyncio.to_thread(made.beside(DETECTOR, {"organization"}).kinds_of_all, [TEXT]) == {"email"}
+        assert (DETECTOR.waits, finder.waits, finder.patterns) == (False, True, DETECTOR)
+
+
+async def test_what_was_read_before_is_not_read_again(worker):
+    """Not even a worker that stands still is missed for it, nor does it count against the limit."""
+    process, path = worker
+    async with names(path, max_chars=len(TEXT), timeout_s=0.3) as made:
+        first = await asyncio.to_thread(made.read, [TEXT])
+        process.send_signal(signal.SIGSTOP)
+        assert await asyncio.to_thread(made.read, [TEXT, TEXT]) == [*first, *first]
+        with pytest.raises(TooLong):
+            await asyncio.to_thread(made.read, [TEXT + "!"])
+        scanned = await asyncio.to_thread(
+            privacy.scan, {"content": "Another."}, max_chars=1_000, detector=made.beside(DETECTOR, KINDS)
+        )
+        process.send_signal(signal.SIGCONT)
+    assert scanned.failed == "WorkerGone"
+    assert privacy.classify(scanned, {}) == "restricted"
+
+
+async def test_without_its_worker_nothing_passes_for_read(tmp_path):
+    """And on the event loop, which would wait for itself, it refuses to work."""
+    async with names(tmp_path / "none.sock") as made:
+        with pytest.raises(WorkerGone):
+            await asyncio.to_thread(made.read, [TEXT])
+        with pytest.raises(AssertionError):
+            made.read([TEXT])
+    with pytest.raises(WorkerGone):
+        Names(str(tmp_path / "none.sock"), max_chars=100, timeout_s=1.0).read(["hello"])
+
+
+@asynccontextmanager
+async def front(world, worker, server, policy, takes_up_to):
+    """A front worker before an upstream outside, which may have this class, and one at home."""
+    far = {"base_url": server.base_url, "takes_up_to": takes_up_to, "zone": "eu"}
+    made = world(policy=policy, far=far, home={"takes_up_to": "restricted", "zone": "local"})
+    async with names(worker) as model:
+        made.generation = Generation(made.policies, Catalogue.of(made.config), beside=model.beside)
+        yield made
+
+
+def ask(text, **fields):
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **fields}).encode()
+
+
+async def answer(made, sent):
+    """What a client gets, as bytes."""
+    ledger = made.ledger()
+    reply = await made.pipeline.answer(made.incoming(sent), ledger)
+    out = b"".join([piece async for piece in reply.pieces()]) if reply.body is None else reply.body
+    reply.leaving()
+    reply.delivered()
+    await reply.aclose()
+    return out
+
+
+async def test_a_name_keeps_a_request_at_home(world, worker):
+    """What has none goes where it went before; what cannot be read counts as restricted."""
+    async with hostile() as server, front(world, worker[1], server, AT_HOME, "internal") as made:
+        await answer(made, ask("How do I sort a list in Python?"))
+        await answer(made, ask(TEXT))
+        await answer(made, ask("Please call John Taylor. " * 1_000))
+        told = [(record.route, record.class_, record.found) for record in made.records]
+        assert told == [
+            ("far/m", "public", ()), ("home/m", "confidential", ("email", "person")), ("home/m", "restricted", ()),
+        ]  # fmt: skip
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_name_leaves_masked_and_comes_back(world, worker, stream):
+    """The upstream never sees it; the client sees nothing else."""
+    async with hostile() as server, front(world, worker[1], server, MASKED, "restricted") as made:
+        server.scripts = [parrot(seed=3)]
+        out = await answer(made, ask(TEXT, stream=stream))
+        ((_, sent),) = server.requests
+    assert b"Okafor" not in sent
+    assert b"Vienna" in sent  # nobody asked for places
+    texts = [line.removeprefix(b"data: ") for line in out.splitlines() if line.startswith((b"data: {", b"{"))]
+    choices = [json.loads(text)["choices"][0] for text in texts if b'"choices"' in text]
+    said = "".join(choice.get("delta", choice.get("message")).get("content") or "" for choice in choices)
+    assert TEXT in said
+    assert made.records[-1].redacted == {"email": 1, "person": 1}
+
+
+def test_policies_that_ask_for_names_need_a_model(tmp_path):
+    """Else the start is refused, with the mend; without such a kind nothing is asked of a model that is set up."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "all.toml").write_text(AT_HOME)
+    path = tmp_path / "config.toml"
+    plain = '[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n'
+    path.write_text(plain)
+    with pytest.raises(ConfigError, match=r"person.*\[names\]"):
+        load(config.load(path), tmp_path / "policies")
+    path.write_text(plain + '[names]\nmodel = "en_core_web_sm"\n')
+    set_up = config.load(path)
+    assert load(set_up, tmp_path / "policies").named == {"person"}
+    (tmp_path / "policies" / "all.toml").write_text(POLICY)
+    assert load(set_up, tmp_path / "policies").named == frozenset()
+    assert not load(set_up, tmp_path / "policies").detector.waits
