@@ -840,7 +840,7 @@ _SPILL = 64
 """Bytes that the last match of a block may reach over its end, or the block is not kept."""
 _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
-_STEPS, _CHARS_A_STEP = 2_000, 50
+_STEPS, _CHARS_A_STEP = 2_000, 48
 """Steps of about a microsecond that a text may cost, whatever its length, and characters that allow one more."""
 _SHORT = 1 << 14
 """Bytes up to which words are looked for one by one, which is quick in most texts and slow in few."""
