@@ -535,6 +535,10 @@ def _unknown_model(name: str, config: Config) -> NotFound:
     )
 
 
+_PROMPTS = {"chat/completions": "messages", "messages": "messages", "completions": "prompt"}
+"""The field that holds the prompt, where it is not `input`."""
+
+
 def _refused(decision: Decision, facts: Facts, how: Ways, generation: Generation) -> ApiError:
     refusal = decision.refusal
     if refusal is None:
@@ -547,6 +551,9 @@ def _refused(decision: Decision, facts: Facts, how: Ways, generation: Generation
         through_chat = any("chat" in option.capabilities for option in generation.options_for(facts.model))
         if how.refusal is not None and through_chat:
             return how.refusal
+        if any(removed.by == "context" for removed in decision.removed):
+            param = _PROMPTS.get(facts.endpoint, "input")
+            return InvalidRequest(refusal.message, param=param, code="context_length_exceeded")
         return InvalidRequest(refusal.message, param="model", code="unsupported_by_model")
     return Unavailable(refusal.message, should_retry=refusal.should_retry, retry_after_s=1.0 if refusal.should_retry else None)
 

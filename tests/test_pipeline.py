@@ -10,10 +10,12 @@ from front import POLICY, Client, body
 from hostile import answer, hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway import facts, pipeline, reply, wire
 from gateway.errors import InvalidRequest
 from gateway.lengths import LEAST_ANSWERS
+from gateway.policy.generation import Catalogue, Generation
 from gateway.stream import Pool
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -399,3 +401,25 @@ async def test_what_does_not_say_how_long_answers_become_teaches_nothing(world, 
     for number in range(LEAST_ANSWERS + 1):
         await Client(made, body(f"one two three {number}", **fields)).answer()
     assert learned(made) is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "param"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 9_000}]}, "messages"),
+        ("completions", {"prompt": "word " * 9_000}, "prompt"),
+    ],
+)
+async def test_a_prompt_that_fits_nowhere_is_told_as_openai_tells_it(world, endpoint, fields, param):
+    """Clients shorten the conversation at this code; what nobody can do at all is another matter."""
+    made = world(a={})
+    model = made.config.models["m"]
+    made.config.models["m"] = structs.replace(
+        model, candidates=tuple(structs.replace(one, context=4_096) for one in model.candidates)
+    )
+    made.generation = Generation(made.policies, Catalogue.of(made.config))
+    sent = json.dumps({"model": "m", **fields}).encode()
+    with pytest.raises(InvalidRequest) as told:
+        await made.pipeline.answer(made.incoming(sent, endpoint), made.ledger(endpoint=endpoint))
+    assert (told.value.status, told.value.code, told.value.param) == (400, "context_length_exceeded", param)
+    assert "maximum context length" in str(told.value)

@@ -369,4 +369,4 @@ def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
         return f"No upstream of this model can do all of: {', '.join(needs)}."
     longest = max(row.option.context or 0 for row in able)
     needed = facts.prompt_tokens_high + (facts.max_output or 1)
-    return f"Prompt and answer may take {needed} tokens; the longest context that can serve this is {longest} tokens."
+    return f"Prompt and answer may take {needed} tokens; the maximum context length that can serve this is {longest} tokens."

@@ -52,7 +52,7 @@ def route(text):
     ("given_facts", "message"),
     [
         ({"needs": ("chat", "images")}, "No upstream of this model can do all of: chat, images."),
-        ({"prompt_tokens": 99_990, "max_output": 11}, "Prompt and answer may take 100001 tokens; the longest context"),
+        ({"prompt_tokens": 99_990, "max_output": 11}, "Prompt and answer may take 100001 tokens; the maximum context"),
         ({"model": "who"}, "No upstream serves this model."),
     ],
 )
