@@ -6,10 +6,10 @@ Nothing here reaches for the network: a model that is not on this machine is an 
 from __future__ import annotations
 
 import importlib.util
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from gateway.names.frames import Span
 from gateway.weights import WeightsError
@@ -20,8 +20,9 @@ _PRESIDIO = {"PERSON": "person", "LOCATION": "location", "ORGANIZATION": "organi
 _SPACY = {"PERSON": "PERSON", "PER": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION", "FAC": "LOCATION", "ORG": "ORGANIZATION"}
 """Labels of spaCy's pipelines, English and others, by what Presidio calls them."""
 _WINDOW_WORDS, _OVERLAP_WORDS = 150, 20
-"""GLiNER drops what stands behind its 384 tokens without a word, so a text is read in windows."""
-_WORD = re.compile(r"\S+")
+_WINDOW_TOKENS, _LABEL_TOKENS = 512, 40
+"""GLiNER drops what stands behind its limits of words and of tokens, so a text is read in windows. Marks are words to it; its
+labels take some of the tokens."""
 
 
 class Engine(Protocol):
@@ -73,32 +74,65 @@ class Gliner:
     def __init__(self, model: str, *, least_score: float) -> None:
         if not Path(model).is_dir():
             raise WeightsError(f'the folder "{model}" with the weights of GLiNER is not there; put them there, or name another')
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read on import; a folder that lacks a file would have it asked for by its name
         try:
             from gliner import GLiNER  # noqa: PLC0415 - heavy
         except ImportError as error:
             raise WeightsError(f"{error.name} is missing; run: pip install gliner") from error
         try:
             self._model: Any = GLiNER.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # a folder may hold anything, and each of the libraries that read it has errors of its own
             raise WeightsError(f'GLiNER in "{model}" cannot be loaded: {type(error).__name__}: {error}') from error
         self._least_score = least_score
+        self._most_words = min(_WINDOW_WORDS, self._model.config.max_len)
+        self._most_tokens = min(_WINDOW_TOKENS, self._model.data_processor.transformer_tokenizer.model_max_length) - _LABEL_TOKENS
 
     def locate(self, text: str) -> list[Span]:
         """See `Engine`."""
         found: set[Span] = set()
-        for begin, window in _windows(text):
-            for one in self._model.predict_entities(window, list(_PRESIDIO.values()), threshold=self._least_score):
+        for begin, end in _windows(self._words(text), self._most_words, self._most_tokens):
+            for one in self._model.predict_entities(text[begin:end], list(_PRESIDIO.values()), threshold=self._least_score):
                 found.add((one["label"], begin + one["start"], begin + one["end"]))
         return sorted(found, key=lambda span: span[1:])
 
+    def _words(self, text: str) -> list[_Word]:
+        """The words as this model splits them."""
+        words = list(self._model.data_processor.words_splitter(text))
+        if not words:
+            return []
+        tokens = self._model.data_processor.transformer_tokenizer(
+            [word for word, _, _ in words], add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        return [_Word(start, end, len(own)) for (_, start, end), own in zip(words, tokens, strict=True)]
 
-def _windows(text: str) -> Iterator[tuple[int, str]]:
-    """Stretches of a text that overlap, each with where it begins."""
-    words = [match.span() for match in _WORD.finditer(text)]
-    for first in range(0, max(1, len(words) - _OVERLAP_WORDS), _WINDOW_WORDS - _OVERLAP_WORDS):
-        window = words[first : first + _WINDOW_WORDS]
-        if window:
-            yield window[0][0], text[window[0][0] : window[-1][1]]
+
+class _Word(NamedTuple):
+    """Where a word stands in its text, and how many tokens it is to the model."""
+
+    start: int
+    end: int
+    tokens: int
+
+
+def _windows(words: Sequence[_Word], most_words: int, most_tokens: int) -> Iterator[tuple[int, int]]:
+    """Where stretches of a text begin and end that overlap and miss no word, but one that alone is too much: that is no name."""
+    first = 0
+    while first < len(words):
+        last, tokens = first, 0
+        while last < min(len(words), first + most_words) and tokens + words[last].tokens <= most_tokens:
+            tokens += words[last].tokens
+            last += 1
+        if last == first:
+            first += 1
+            continue
+        yield words[first].start, words[last - 1].end
+        if last == len(words):
+            return
+        overlap, tokens = min(_OVERLAP_WORDS, (last - first) // 4), words[last].tokens
+        first = last
+        while last - first < overlap and tokens + words[first - 1].tokens <= most_tokens:
+            first -= 1
+            tokens += words[first].tokens
 
 
 def load(name: EngineName, model: str, *, language: str, least_score: float) -> Engine:

@@ -84,13 +84,16 @@ def test_a_package_that_is_not_there_is_told_with_its_mend(engine, package, name
         engines.load(engine, str(names_pipeline), language="en", least_score=0.5)
 
 
-def test_long_texts_are_read_in_windows_that_miss_no_word():
-    """What GLiNER would drop behind its limit stands in another window; each begins where it says."""
-    text = " ".join(f"word{number}\n" for number in range(1_000))
-    windows = list(engines._windows(text))
-    assert all(text[begin : begin + len(window)] == window for begin, window in windows)
-    assert {word for _, window in windows for word in window.split()} == set(text.split())
-    assert list(engines._windows(" \n")) == []
+@pytest.mark.parametrize(("most_words", "most_tokens"), [(150, 472), (7, 472), (150, 45), (1, 1)])
+def test_long_texts_are_read_in_windows_that_miss_no_word(most_words, most_tokens):
+    """What GLiNER would drop behind a limit stands in another window; none is over a limit, and a word that alone is, in none."""
+    words = [engines._Word(10 * number, 10 * number + 9, 1 + number % 50 * (number % 3)) for number in range(1_000)]
+    windows = list(engines._windows(words, most_words, most_tokens))
+    held = [[word for word in words if begin <= word.start and word.end <= end] for begin, end in windows]
+    assert all(len(window) <= most_words and sum(word.tokens for word in window) <= most_tokens for window in held)
+    assert {word for window in held for word in window} == {word for word in words if word.tokens <= most_tokens}
+    assert windows == sorted(set(windows))
+    assert list(engines._windows([], most_words, most_tokens)) == []
 
 
 async def test_names_are_found_beside_patterns(worker):
