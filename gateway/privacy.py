@@ -9,13 +9,13 @@ text it saw. Names are not detected here but by `names`, where one is set up. Wh
 
 from __future__ import annotations
 
+import hmac
 import re
 import secrets
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from hashlib import blake2b
 from itertools import accumulate, chain, pairwise, repeat
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
@@ -379,6 +379,16 @@ class _Gates:
         self.groups = [(compiled(group.shape), prepared(group.families)) for group in GROUPS]
         """Each shape is a pass of its own: joined, patterns that count signs have more states than can be built in time."""
         self.needy = prepared(NEEDY)
+        signs = {sign for family in NEEDY for sign in family.needs}
+        needs = b"(?i:" + b"|".join(map(re.escape, sorted(signs))) + b")"
+        shapes = [group.shape for group in GROUPS]
+        self.numbers, self.needs = compiled(_one_of((*shapes[:_NUMBERS], RUN))), compiled(needs)
+        """One pass for several: where the first does not match, neither does a shape of numbers nor a run of digits; where the
+        second does not, no family with needs finds anything."""
+        self.tokens = compiled(_one_of(shapes[_NUMBERS:]))
+        """As `numbers`, of all other shapes; it has too many states for a long text that was made to have them."""
+        self.anything = compiled(_one_of((*shapes, needs, RUN, ID_WORDS)))
+        """All in one, for short texts alone."""
         many = {marks for family in FAMILIES if len(marks := family.needs or family.near) > 1 and marks[0].isalpha()}
         self.marks = {marks: compiled(_one_of(marks)) for marks in many}
         """One pass for several words: each by itself may take as long."""
@@ -387,8 +397,6 @@ class _Gates:
         self.words = {pattern: compiled(pattern) for pattern in words if pattern}
         self.number_words = compiled(NAMED_WORDS)
         self.id_words = compiled(ID_WORDS)
-        self.run_or_id = compiled(_one_of((RUN, ID_WORDS)))
-        """Where neither stands no rule that needs a word finds anything, and most texts have neither."""
         self.run = compiled(RUN)
         self.long_token = compiled(LONG_TOKEN)
 
@@ -525,8 +533,13 @@ class Detector:
         One pass for each shape finds the few places worth a look by a group of families. Only there each gate is run by itself,
         because the match of one may cover the beginning of another's.
         """
-        data, low, done = hunt.data, hunt.data.lower(), hunt.done
-        for shape, families in self._gates.groups:
+        data, done, gates = hunt.data, hunt.done, self._gates
+        size = len(data)
+        if size <= _SMALL and not gates.anything.search(data, 0, size):
+            return
+        low, numbers = data.lower(), gates.numbers.search(data, 0, size)
+        tokens = size > _SHORT or gates.tokens.search(data, 0, size)
+        for shape, families in (*(gates.groups[:_NUMBERS] if numbers else ()), *(gates.groups[_NUMBERS:] if tokens else ())):
             hot = self._hot(shape, data)
             hunt.spend(_SEARCH * len(hot))
             for gate, family, kinds in families if hot else ():
@@ -541,27 +554,27 @@ class Detector:
                             yield found
                             if kinds <= done:
                                 break
-        for gate, family, kinds in self._gates.needy:
-            first = -1 if kinds <= done else self._first(family.needs, low)
+        needed = gates.needs.search(data, 0, size)
+        for gate, family, kinds in gates.needy if needed else ():
+            first = -1 if kinds <= done else self._first(family.needs, low, needed.start())
             if first >= 0:
                 for found in self._stretch(gate, family, hunt, (max(0, first - SHAPE_BYTES), len(data))):
                     if found[2] > since:
                         yield found
                         if kinds <= done:
                             break
-        if self._gates.run_or_id.search(data, 0, len(data)):
-            for found in chain(self._named_numbers(hunt), self._named_ids(hunt)):
-                if found[2] > since:
-                    yield found
+        for found in chain(self._named_numbers(hunt) if numbers else (), self._named_ids(hunt)):
+            if found[2] > since:
+                yield found
 
-    def _first(self, marks: tuple[bytes, ...], low: bytes) -> int:
-        """Where the first of these stands, or -1; 0 where there are none to look for."""
+    def _first(self, marks: tuple[bytes, ...], low: bytes, since: int = 0) -> int:
+        """Where the first of these stands, or -1; 0 where there are none to look for. None stands before `since`."""
         if not marks:
             return 0
         if len(low) > _SHORT and marks in self._gates.marks:
-            first = self._gates.marks[marks].search(low, 0, len(low))
+            first = self._gates.marks[marks].search(low, since, len(low))
             return first.start() if first else -1
-        return min((place for mark in marks if (place := low.find(mark)) >= 0), default=-1)
+        return min((place for mark in marks if (place := low.find(mark, since)) >= 0), default=-1)
 
     def _stretch(self, gate: Gate, family: Family, hunt: _Hunt, within: tuple[int, int]) -> Iterator[_Found]:
         """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
@@ -609,7 +622,7 @@ class Detector:
             place = start
             for match in matches(data, start, stop):
                 begin, end = match.span()
-                hunt.spend((begin - place) // _SCANNED)
+                hunt.spend(1 + (begin - place) // _SCANNED)
                 place = begin
                 if begin >= start + size:
                     seen = start - behind + len(around)
@@ -793,7 +806,7 @@ class Verdicts(Generic[T]):
 
     def digest(self, text: str) -> bytes:
         """Sixteen bytes for a text."""
-        return blake2b(_encode(text), digest_size=16, key=self._key).digest()
+        return hmac.digest(self._key, _encode(text), "sha256")[:16]
 
     def get(self, mark: bytes) -> T | None:
         """The verdict, when it is known. Safe on any thread: each step is one operation on a dict."""
@@ -842,6 +855,10 @@ _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
 _STEPS, _CHARS_A_STEP = 2_000, 48
 """Steps of about a microsecond that a text may cost, whatever its length, and characters that allow one more."""
+_SMALL = 1 << 11
+"""Bytes up to which one pass looks for everything at once."""
+_NUMBERS = 2
+"""Groups whose shapes are numbers: the first ones."""
 _SHORT = 1 << 14
 """Bytes up to which words are looked for one by one, which is quick in most texts and slow in few."""
 _MATCH, _SEARCH, _SEARCHED, _SCANNED = 3, 2, 512, 64
