@@ -622,7 +622,7 @@ class Detector:
             place = start
             for match in matches(data, start, stop):
                 begin, end = match.span()
-                hunt.spend(1 + (begin - place) // _SCANNED)
+                hunt.spend((begin - place) // _SCANNED)
                 place = begin
                 if begin >= start + size:
                     seen = start - behind + len(around)
@@ -630,7 +630,10 @@ class Detector:
                         known[around] = begin - start, findings
                     start, going_on = begin, True
                     break
-                for kind, one, other in self._judge(family, hunt, (begin, end)):
+                judged = self._judge(family, hunt, (begin, end))
+                if not judged:
+                    hunt.spend(1)
+                for kind, one, other in judged:
                     findings.append((kind, one - start, other - start))
                     yield kind, one, other
             else:
