@@ -48,8 +48,8 @@ class Names:
     def read(self, texts: Sequence[str]) -> list[tuple[Span, ...]]:
         """The names in each text; what was read before is remembered by digest.
 
-        Raises WorkerGone when the worker is away, failed or late, TooLong above `max_chars`, and RuntimeError on the event loop,
-        which would wait for itself.
+        Raises WorkerGone when the worker is away, failed or late, TooLong above `max_chars`, and AssertionError on the event
+        loop, which would wait for itself.
         """
         marks = [self._known.digest(text) if _speaks(text) else b"" for text in texts]
         known = {mark: self._known.get(mark) if mark else _NO_SPANS for mark in marks}
@@ -69,7 +69,9 @@ class Names:
                 raise AssertionError("names are read on a thread, never on the event loop")
         if self._loop is None:
             raise WorkerGone("nobody keeps the connection to the names worker")
-        call = asyncio.run_coroutine_threadsafe(self._client.ask(Read(self._client.next_id(), texts)), self._loop)
+        call = asyncio.run_coroutine_threadsafe(
+            self._client.ask(Read(self._client.next_id(), texts, self._timeout_s)), self._loop
+        )
         try:
             answer = call.result(self._timeout_s)
         except (TimeoutError, CancelledError):

@@ -14,6 +14,8 @@ class Read(Struct, frozen=True, tag="read"):
 
     id: int
     texts: list[str]
+    patience_s: float
+    """For so long is the answer waited for; nobody wants it later."""
 
 
 class Found(Struct, frozen=True, tag="found"):

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -49,11 +50,15 @@ class Worker:
         writer.close()
 
     async def _answer(self, frame: Read, writer: asyncio.StreamWriter) -> None:
-        answer = await asyncio.get_running_loop().run_in_executor(self._reading, self._read, frame)
+        until = time.monotonic() + frame.patience_s
+        answer = await asyncio.get_running_loop().run_in_executor(self._reading, self._read, frame, until)
         if not writer.is_closing():
             writer.write(wire.encode(answer))
 
-    def _read(self, frame: Read) -> FromWorker:
+    def _read(self, frame: Read, until: float) -> FromWorker:
+        # What waited too long in a line is passed over, or a burst would make all that comes after it late as well.
+        if time.monotonic() > until:
+            return Failed(frame.id, "late")
         try:
             return Found(frame.id, [self._engine.locate(text) for text in frame.texts])
         except Exception as error:  # noqa: BLE001 - the boundary of one call; the words of the error may be the text's

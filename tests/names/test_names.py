@@ -5,7 +5,9 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from front import POLICY
@@ -15,6 +17,8 @@ from parrot import parrot
 from gateway import config, privacy
 from gateway.errors import ConfigError, WorkerGone
 from gateway.names import Names, TooLong, engines
+from gateway.names.frames import Failed, Found, Read
+from gateway.names.worker import Worker
 from gateway.policy.generation import Catalogue, Generation, load
 from gateway.privacy import DETECTOR, SEPARATOR
 from gateway.weights import WeightsError
@@ -125,6 +129,24 @@ async def test_what_was_read_before_is_not_read_again(worker):
         process.send_signal(signal.SIGCONT)
     assert scanned.failed == "WorkerGone"
     assert privacy.classify(scanned, {}) == "restricted"
+
+
+async def test_what_nobody_waits_for_any_more_is_not_read(worker, presidio):
+    """A burst makes no more late than itself: what waited too long in the line is passed over."""
+    read = []
+    late = Worker(SimpleNamespace(locate=lambda text: read.append(text) or []))
+    assert late._read(Read(1, [TEXT], 0.0), time.monotonic() - 1) == Failed(1, "late")
+    assert late._read(Read(2, ["hello"], 9.0), time.monotonic() + 9) == Found(2, [[]])
+    assert read == ["hello"]
+    process, path = worker
+    async with names(path, timeout_s=0.3) as made:
+        process.send_signal(signal.SIGSTOP)
+        for number in range(3):
+            with pytest.raises(WorkerGone):
+                await asyncio.to_thread(made.read, [f"{TEXT} {number}"])
+        process.send_signal(signal.SIGCONT)
+        made._timeout_s = 60.0
+        assert spoken((await asyncio.to_thread(made.read, [TEXT]))[0]) == spoken(presidio.locate(TEXT))
 
 
 async def test_without_its_worker_nothing_passes_for_read(tmp_path):
