@@ -739,10 +739,17 @@ def _check(site: Site, case: Case, asked: Asked) -> None:
 class Raising:
     """A detector that fails on whatever it is given, and says what it was in its exception."""
 
+    waits = False
+
+    @property
+    def patterns(self) -> Raising:
+        """Itself."""
+        return self
+
     def kinds(self, text: str) -> frozenset[str]:
         raise RuntimeError(text)
 
-    kinds_of_all = find = kinds
+    kinds_of_all = find = locate = kinds
 
 
 @asynccontextmanager
@@ -759,7 +766,8 @@ async def site_of(fault: str, redis_url: str, plant: Callable[[Site], Any] | Non
         elif fault == "masked, policies change meanwhile":
             upstreams["cloud"].mode = "500"
         elif rest == "raises":
-            site.front.generation.detector = Raising()  # type: ignore[assignment]
+            generation = site.front.generation
+            generation.detector = generation.patterns = Raising()  # type: ignore[assignment]
         elif rest == "raises on the way":
             site.front.generation.detector.locate = Raising().find  # type: ignore[method-assign]
         elif rest == "file is damaged":

@@ -230,8 +230,10 @@ def _query(_: Site) -> Iterator[None]:
 
 @plant("the detector knows nothing", **RAW)
 def _nothing(site: Site) -> Iterator[None]:
-    blind = type("Blind", (), dict.fromkeys(("kinds", "kinds_of_all", "find"), lambda _self, _text: frozenset()))
-    with patch.object(site.front.generation, "detector", blind()):
+    finds_nothing = dict.fromkeys(("kinds", "kinds_of_all", "find"), lambda _self, _text: frozenset())
+    blind = type("Blind", (), {**finds_nothing, "waits": False})()
+    blind.patterns = blind
+    with patch.object(site.front.generation, "detector", blind), patch.object(site.front.generation, "patterns", blind):
         yield
 
 
