@@ -47,7 +47,7 @@ def test_a_name_stays_at_home_whatever_becomes_of_the_worker(names_pipeline, tmp
     """Found while it runs; restricted while it is away; found again when it has come back. The name is in no log line."""
     with Gateway(tmp_path, CONFIG.format(model=names_pipeline), policies={"all.toml": POLICY}) as gateway:
         until(lambda: named(gateway) == "ready", "the names worker")
-        assert route_of(gateway, "How do I sort a list in Python?")[0] == "far/echo"
+        until(lambda: route_of(gateway, "How do I sort a list in Python?")[0] == "far/echo", "the connection")
         route, record = route_of(gateway, "Say hello to Ingrid Okafor!")
         assert (route, record["class"], record["found"]) == ("home/echo", "confidential", ["person"])
         (worker,) = [
