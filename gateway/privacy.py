@@ -632,7 +632,7 @@ class Detector:
                     break
                 judged = self._judge(family, hunt, (begin, end))
                 if not judged:
-                    hunt.spend(1)
+                    hunt.spend(2)
                 for kind, one, other in judged:
                     findings.append((kind, one - start, other - start))
                     yield kind, one, other
@@ -726,7 +726,7 @@ class Detector:
                     if found:
                         yield NAMED_ID, *found
                     else:
-                        hunt.spend(_MATCH + steps)
+                        hunt.spend(2 * _MATCH + steps)
 
     def _stands_before(self, words: bytes, data: bytes, begin: int) -> bool:
         context = data[max(0, begin - CONTEXT_BYTES) : begin + 1]
