@@ -936,6 +936,7 @@ _SIGN = rb"[\"'`*]{0,3}[ \t]{0,3}(?P<sign>=>|:=|=|:|\x1e|(?i:is|was)\b)"
 _QUOTE = rb"[ \t]{0,3}[\"'`*]{0,3}"
 _PASSWORD_VALUE = rb"(?P<value>[^\s\"'`,;\x1e]{6,128})"
 _PASSWORD_WORD = rb"(?i:password|passwd|pwd|passphrase|passcode)"
+_PASSWORD_NEEDS = (b"password", b"passwd", b"pwd", b"passphrase", b"passcode")
 _KEY_WORD = (
     rb"(?i:(?:api|access|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token|secret(?:[ _\-]?(?:key|id))?|token)"
 )
@@ -1021,7 +1022,7 @@ NEEDY = (
     Family(rb"(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}", _BEARER_RULES, ahead=4000, needs=(b"bearer",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
-    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd"), strict=_PASSWORD_STRICT),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=_PASSWORD_NEEDS, strict=_PASSWORD_STRICT),
     Family(_KEY_WORD, _ASSIGNMENT_RULES[1:], rest=_KEY_REST, ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
 )
 """Families that are looked for behind what they need."""

@@ -504,6 +504,38 @@ def test_a_long_table_is_no_text_made_to_match(row):
     assert not scan(["\n".join(rows)], max_chars=10**7).failed
 
 
+CROWD = "the key to a token is no secret: pwd, passcode. " * 12
+
+
+@pytest.mark.parametrize("ending", ["", CROWD, "@ + :// "])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("email", "ada%40example.org"),
+        ("email", "ada@example.org"),
+        ("phone", "+44 20 7946 0018"),
+        ("secret", "password: Tr0ub4dor&3"),
+        ("secret", "api_key=a8Dk2Lq0Zx81Mv77Pq"),
+        ("secret", "Bearer a8Dk2Lq0Zx81Mv77PqRt"),
+        ("secret", "postgres://ada:Tr0ub4dor@db.example.org/x"),
+        ("national_id", "CPF 529.982.247-25"),
+        ("national_id", "national id 52998224725"),
+    ],
+)
+def test_what_stands_behind_a_crowd_of_words_is_found(kind, text, ending):
+    """A text with more words and signs than are looked at one by one is searched to its end for each."""
+    assert kind in {finding.kind for finding in find(f"{CROWD}{text} {ending}")}
+
+
+@pytest.mark.parametrize("before", ["x" * 250, "x " * 120 + "555 0100 99 " * 3, ""])
+def test_a_run_of_digits_is_read_whole_wherever_it_begins(before):
+    """A number beside a word may reach over the end of the stretch that is looked at."""
+    number = " ".join("4111111111111111")
+    for shift in range(0, 300, 7):
+        text = f"{before}{'y' * shift} card: {number} and no more"
+        assert "card" in {finding.kind for finding in find(text)}, shift
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.needs], ids=lambda family: str(family.needs[0]))
 def test_no_gate_matches_without_what_its_family_needs(family):
     """A family is passed over where none of its needs stands, so each match of its gate holds one."""
