@@ -179,20 +179,31 @@ def normalise(text: str) -> str:
     Whole-string NFKC also reorders and composes accents, which no pattern reads and which takes quadratic time on a long run
     of them in CPython. `\n`, `\"` and `\u0034` are read because tool arguments are JSON inside a JSON string.
     """
-    if not text.isascii():
-        text = _folded(text)
-    return _unescaped(text) if "\\" in text else text
+    return _decode(_normalised(text))
 
 
-def _folded(text: str) -> str:
+def _normalised(text: str) -> bytes:
+    """The same in UTF-8."""
+    data = _encode(text)
+    if len(data) > len(text):
+        data = _folded(text, data)
+    return _encode(_unescaped(_decode(data))) if b"\\" in data else data
+
+
+def _folded(text: str, data: bytes) -> bytes:
     """Several ways to the same end: for few foldable characters, few different ones, some, and many."""
-    foreign = _encode(text).translate(None, _ASCII)
+    foreign = data.translate(None, _ASCII)
     if 4 * len(foreign) <= len(text) + 256:
-        letters = [letter for letter in set(foreign.decode("utf-8", "surrogatepass")) if letter in _FOLDED]
+        letters = [letter for letter in set(_decode(foreign)) if letter in _FOLDED]
         if len(letters) <= _FEW:
             for letter in letters:
-                text = text.replace(letter, _FOLDED[letter])
-            return text
+                data = data.replace(_encode(letter), _encode(_FOLDED[letter]))
+            return data
+    return _encode(_folded_one_by_one(text))
+
+
+def _folded_one_by_one(text: str) -> str:
+    """Each kind of character as it is met; when they are too many, all in one pass."""
     place = 0
     for _ in range(_FEW):
         match = _FOLDABLE.search(text, place)
@@ -904,14 +915,18 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
 def _context(before: str) -> bytes:
     """The end of what stands before a text."""
-    return _encode(normalise(before))[-_CONTEXT:]
+    return _normalised(before)[-_CONTEXT:]
 
 
 def _between_borders(context: bytes, text: str) -> bytes:
     """The text as it is searched."""
-    return b"".join((context, _BORDER, _encode(normalise(text)), _BORDER))
+    return b"".join((context, _BORDER, _normalised(text), _BORDER))
 
 
 def _chars(data: bytes, places: Iterable[int]) -> dict[int, int]:
@@ -948,12 +963,12 @@ def suspects(kind: str, texts: list[str]) -> set[int]:
     """
     gate = _gate_of(kind)
     whole = SEPARATOR.join(["", *texts, ""])
-    data = _encode(normalise(whole))
+    data = _normalised(whole)
     match = gate.search(data, 0, len(data))
     if match is None:
         return set()
     plain = len(data) == len(whole)
-    ends = list(accumulate((len(text) if plain else len(_encode(normalise(text)))) + 1 for text in ["", *texts]))[1:]
+    ends = list(accumulate((len(text) if plain else len(_normalised(text))) + 1 for text in ["", *texts]))[1:]
     found = set()
     while match is not None:
         # A match may begin with the border before its text.

@@ -532,15 +532,19 @@ def _written_id(match: Match) -> Span | None:
 
 
 @functools.lru_cache(maxsize=512)
-def _called(word: bytes) -> tuple[tuple[Scheme, ...], int]:
-    """The schemes that are called so, and how many signs their numbers have at least. Words are those of the table.
+def _called(word: bytes) -> tuple[dict[int, list[Scheme]], int]:
+    """The schemes that are called so, by how many signs their numbers have, and how many they have at least.
 
-    Where the word is general, all with ten signs and more.
+    Words are those of the table. Where the word is general, all schemes with ten signs and more.
     """
     text = word.decode("utf-8", "replace")
     general = _GENERAL_WORD.search(text)
     named = tuple(scheme for pattern, scheme in _SCHEME_WORDS if pattern.search(text) or (general and not scheme.short))
-    return named, 8 if any(scheme.short for scheme in named) else 10
+    by_length: dict[int, list[Scheme]] = {}
+    for scheme in named:
+        for length in scheme.lengths:
+            by_length.setdefault(length, []).append(scheme)
+    return by_length, 8 if any(scheme.short for scheme in named) else 10
 
 
 _LONG_ID = {least: re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z](?:[ .\-/+]{0,2}[0-9A-Za-z]){%d}" % (least - 1)) for least in (8, 10)}
@@ -570,17 +574,19 @@ def named_id(text: bytes, start: int, end: int) -> tuple[Span | None, int]:
     return None, steps
 
 
-def _id_end(token: Match, named: tuple[Scheme, ...]) -> tuple[int | None, int]:
+def _id_end(token: Match, named: dict[int, list[Scheme]]) -> tuple[int | None, int]:
     """Where the longest number that begins with this token ends, and what it cost to know."""
     text = token[0].decode()
     steps = 2
     for end in range(len(text), 7, -1):
         if text[end - 1].isalnum() and not text[end : end + 1].isalnum() and stands_alone(token.string, token.start() + end):
-            for scheme in named:
-                compact = _compact(scheme, text[:end])
-                steps += 9 if compact else 1
-                if compact and scheme.valid(compact):
-                    return token.start() + end, steps
+            steps += 2
+            for length in {end, len(_GAP.sub("", text[:end]))}:
+                for scheme in named.get(length, ()):
+                    compact = _compact(scheme, text[:end])
+                    steps += 12 if compact else 1
+                    if compact and scheme.valid(compact):
+                        return token.start() + end, steps
     return None, steps
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import privacy
+from gateway.national_ids import SCHEMES
 from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
 from gateway.recognisers import FAMILIES, SEPARATOR, github_checksum
 from tests.bench.privacy import LOOKALIKES, lookalikes
@@ -502,6 +503,18 @@ def test_a_long_table_is_no_text_made_to_match(row):
     draw = random.Random(row)
     rows = (row.format(n8=draw.randrange(10**7, 10**8), b=draw.randrange(256), d=draw.randrange(10, 29)) for _ in range(6_000))
     assert not scan(["\n".join(rows)], max_chars=10**7).failed
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_a_national_number_has_one_of_its_lengths(scheme):
+    """Numbers of other lengths are not tried, so the lengths must be those of the form."""
+
+    @settings(max_examples=30, deadline=None)
+    @given(number=st.from_regex(scheme.compact, fullmatch=True))
+    def holds(number):
+        assert len(number) in scheme.lengths
+
+    holds()
 
 
 CROWD = "the key to a token is no secret: pwd, passcode. " * 12
