@@ -336,7 +336,9 @@ SCHEMES = (
     Scheme("ro cnp", _is(r"\d{13}"), _cnp, r"\bcnp\b|numeric personal"),
     Scheme("ru inn", _is(r"\d{12}"), _inn, r"\binn\b|инн|ИНН"),
     Scheme("ru snils", _is(r"\d{11}"), _snils, r"snils|снилс|СНИЛС", r"\d{3}-\d{3}-\d{3}[ -]\d{2}"),
-    Scheme("se pnr", _is(r"(?:19|20)?\d{10}"), _personnummer, r"personnummer|\bpnr\b|samordnings", r"(?:19|20)?\d{6}[-+]\d{4}"),
+    Scheme("se pnr", _is(r"(?:19|20)?\d{10}"), _personnummer, r"personnummer|\bpnr\b|samordnings",
+           r"(?!20[0-3]\d{5}-[01]\d[0-5]\d)(?!20[0-3]\d{5}-2[0-3][0-5]\d)(?![0-3]\d{5}-[01]\d[0-5]\d)(?![0-3]\d{5}-2[0-3][0-5]\d)"
+           r"(?:19|20)?\d{6}[-+]\d{4}"),
     Scheme("th pin", _is(r"\d{13}"), _thai, r"thai(?:land)? (?:national )?id|เลขประจำตัว", r"\d-\d{4}-\d{5}-\d{2}-\d"),
     Scheme("tr tckn", _is(r"\d{11}"), _tckn, r"\bt\.?c\.? |tckn|kimlik"),
     Scheme("tw id", _is(r"[A-Z][12]\d{8}"), _taiwan, r"taiwan|身分證|身份證"),
