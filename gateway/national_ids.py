@@ -324,7 +324,8 @@ SCHEMES = (
     Scheme("in pan", _is(r"[A-Z]{3}[ABCFGHJLPT][A-Z]\d{4}[A-Z]"), _always, r"\bpan\b|permanent account"),
     Scheme("it cf", _is(r"[A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPRST][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z]"), _codice_fiscale,
            r"codice fiscale|fiscal code|\bc\.?f\.?\b",
-           r"[A-Za-z]{6}\d{2}[A-EHLMPRSTa-ehlmprst]\d{2}[A-Za-z]\d{3}[A-Za-z]"),
+           r"[A-Za-z]{6}\d{2}[A-EHLMPRSTa-ehlmprst]\d{2}[A-Za-z]\d{3}[A-Za-z]"
+           r"|[A-Z]{3} [A-Z]{3} \d{2}[A-EHLMPRST]\d{2} [A-Z]\d{3}[A-Z]"),
     Scheme("jp my number", _is(r"\d{12}"), _my_number, r"my ?number|kojin bango|individual number|マイナンバー|個人番号"),
     Scheme("kr rrn", _is(r"\d{13}"), _rrn, r"\brrn\b|resident registration|주민", rf"\d{{2}}{_MONTH}{_DAY}-[0-9]\d{{6}}"),
     Scheme("mx curp", _is(r"[A-Z]{4}\d{6}[HMX][A-Z]{5}[0-9A-Z]\d"), _curp, r"\bcurp\b",

@@ -298,7 +298,7 @@ _CARD_NAMED = Named(
         "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
         "karte", "carte", "tarjeta", "cartão",
     ),
-    Rule("card", re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card, steps=10),
+    Rule("card", re.compile(_OPEN + rb"(?<![0-9]\.)(?=([0-689](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card, steps=10),
     digits=12,
 )  # fmt: skip
 
@@ -466,7 +466,7 @@ _PLUS_RULES = (
     Rule(
         "phone",
         re.compile(
-            rb"(?<=\+)(?<![0-9A-Za-z+]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9jJ]|[eE][\-+0-9])" + _EXTENSION
+            rb"(?<=\+)(?<![0-9A-Za-z+~]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9jJ]|[eE][\-+0-9])" + _EXTENSION
         ),
         _phone,
     ),
@@ -685,7 +685,8 @@ def named_id(text: bytes, start: int, end: int) -> tuple[Span | None, int]:
             if last:
                 return (token.start(), last), steps
         group = GROUP.search(found)
-        place = token.start() + (group.end() if group else 1)
+        # `Steuer-ID 12...`: what looks like the letters of a number may be the end of its name.
+        place = token.start() + (3 if found[2:3] == b" " and found[:2].isalpha() else group.end() if group else 1)
     return None, steps
 
 
@@ -858,11 +859,13 @@ def _email(match: Match) -> Span | None:
 
 _LABEL = rb"[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]{0,62}"
 _DOMAIN = rb"(?:" + _LABEL + rb"\.){1,12}(?P<end>[A-Za-z\x80-\xff][0-9A-Za-z\-\x80-\xff]{1,62})"
-_EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?:@|%40)" + _DOMAIN), _email),)
+_AT = rb"(?:@|%40|&#64;|&#x40;)"
+"""Also as it stands in a URL and in HTML."""
+_EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])" + _AT + _DOMAIN), _email),)
 _EMAIL_STRICT = re.compile(
     b"|".join(
         rb"%s(?<=[0-9A-Za-z_+'&\-\x80-\xff]%s)(?<![^" % (sign, sign) + _LOCAL + rb"]git%s)(?=[0-9A-Za-z_\x80-\xff])" % sign
-        for sign in (b"@", b"%40")
+        for sign in (b"@", b"%40", b"&#64;", b"&#x40;")
     )
 )
 """Git remotes crowd in texts that nobody made for it."""
@@ -899,7 +902,7 @@ _EMAIL_REST = (
 
 
 _WORDS = re.compile(
-    rb"(?:[A-Za-z]*[0-9]{0,4}[._/\-])+[A-Za-z]*[0-9]{0,4}"
+    rb"(?:(?:[A-Za-z]*[0-9]{0,4}|[A-Z]+[0-9]{1,4}[A-Z]+[0-9]?)[._/\-])+[A-Za-z]*[0-9]{0,4}"
     rb"|(?:[A-Z][0-9]{0,2})?(?:[A-Z]?[a-z]{4,}[0-9]{0,2}|[A-Z]{2,5}[0-9]{1,2}(?=[A-Z])|Key){2,}"
 )
 """A name in code: words with signs between them, digits only at their ends, or in `CamelCase`."""
@@ -955,6 +958,20 @@ def _jwt(match: Match) -> Span | None:
     return match.span() if claims.startswith(b"{") and b'"alg"' in claims else None
 
 
+_PAIR = re.compile(rb"[!-9;-~]+:[!-~]{4,}")
+
+
+def _basic(match: Match) -> Span | None:
+    """Name and password in base 64 (RFC 7617)."""
+    token = match["token"].rstrip(b"=")
+    try:
+        pair = base64.urlsafe_b64decode(token.translate(_URL_BASE64) + b"=" * (-len(token) % 4))
+    except ValueError:
+        return None
+    return match.span() if _PAIR.fullmatch(pair) else None
+
+
+_URL_BASE64 = bytes.maketrans(b"+/", b"-_")
 _PEM_MARKER = re.compile(rb"[^-]*-----BEGIN [0-9A-Z ]*-----(?:[\"'`<)]|\.{3})(?![^-]{0,60}[0-9A-Za-z+/]{40})")
 
 
@@ -964,10 +981,10 @@ def _pem(match: Match) -> Span | None:
 
 
 _PLACEHOLDER = re.compile(
-    rb"(?i)[<${%*\[]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
+    rb"(?i)[<{]|\$[({a-z_]|%[({sdr]|\*\*|\[[a-z<]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
 )
 _VERSION = re.compile(rb"[0-9]+[.:][0-9]")
-_IN_CODE = re.compile(rb"[()\[\]{}<>$|\\]|^[*.]+$")
+_IN_CODE = re.compile(rb"^[A-Za-z_][\w.]*[(\[](?:.*[)\]])?$|\$[{(]|[{}<>\\]|\|\||^[*.]+$")
 
 
 def _password_in_url(match: Match) -> Span | None:
@@ -996,6 +1013,7 @@ def _password(match: Match) -> Span | None:
 _END = rb"(?![0-9A-Za-z_\-])"
 _HEX = rb"[0-9a-f]"
 _URL64 = rb"[0-9A-Za-z_\-]"
+_UUID = _HEX + rb"{8}(?:-" + _HEX + rb"{4}){3}-" + _HEX + rb"{12}"
 _ISSUED_TOKENS = (
     # clouds and hosting
     rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",
@@ -1056,6 +1074,41 @@ _ISSUED_TOKENS = (
     rb"tvly-[0-9A-Za-z\-]{20,60}",
     rb"nvapi-" + _URL64 + rb"{60,70}",
     rb"jina_" + _URL64 + rb"{50,70}",
+    # further clouds, packages, desks and tools
+    rb"LTAI[0-9A-Za-z]{20}",
+    rb"AKCp[0-9A-Za-z]{69}",
+    rb"v1\.0-" + _HEX + rb"{24}-" + _HEX + rb"{146}",
+    rb"AQVN" + _URL64 + rb"{35,38}",
+    rb"sha256~" + _URL64 + rb"{43}",
+    rb"FlyV1 fm[12]_[0-9A-Za-z+/=,_\-]{100,1000}",
+    rb"sl\.(?:u\.)?" + _URL64 + rb"{130,152}",
+    rb"EAA[MC][0-9A-Za-z]{60,300}",
+    rb"EAAA" + _URL64 + rb"{60}",
+    rb"GR1348941" + _URL64 + rb"{20}",
+    rb"CLOJARS_[0-9a-z]{60}",
+    rb"pat[0-9A-Za-z]{14}\." + _HEX + rb"{64}",
+    rb"pat\." + _URL64 + rb"{22}\." + _HEX + rb"{24}\.[0-9A-Za-z]{20}",
+    rb"pat-(?:na|eu|ap)[0-9]-" + _UUID,
+    rb"sdk-" + _UUID,
+    rb"sq[uap]_" + _HEX + rb"{40}",
+    rb"sgp_(?:" + _HEX + rb"{16}_|local_)?" + _HEX + rb"{40}",
+    rb"xkeysib-" + _HEX + rb"{64}-[0-9A-Za-z]{16}",
+    rb"shippo_(?:live|test)_" + _HEX + rb"{40}",
+    rb"duffel_(?:live|test)_" + _URL64 + rb"{43}",
+    rb"secret_[0-9A-Za-z]{43}",
+    rb"api_org_[0-9A-Za-z]{34}",
+    rb"tfp_" + _URL64 + rb"{40,60}",
+    rb"NR(?:II-" + _URL64 + rb"{32}|JS-" + _HEX + rb"{19})",
+    rb"API-[0-9A-Z]{26}",
+    rb"dnkey-[0-9A-Z_\-]{26}-[0-9A-Z_\-]{52}",
+    rb"fio-u-" + _URL64 + rb"{64}",
+    rb"ico-[0-9A-Za-z]{32}",
+    rb"p8e-[0-9a-z]{32}",
+    rb"pnu_[0-9A-Za-z]{36}",
+    rb"rdme_[0-9a-z]{70}",
+    rb"tk-us-" + _URL64 + rb"{48}",
+    rb"sk\.eyJ1[0-9A-Za-z_\-]{40,200}\." + _URL64 + rb"{22}",
+    rb"eyJrIjoi[0-9A-Za-z]{70,400}={0,3}",
     # encryption
     rb"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}",
 )
@@ -1070,12 +1123,30 @@ _INNER_TOKEN_RULES = (
     Rule("secret", re.compile(rb"(?<=[0-9A-Za-z]{14})\.atlasv1\." + _URL64 + rb"{60,70}" + _END)),
     Rule("secret", re.compile(rb"(?<=[0-9]{8}):AA" + _URL64 + rb"{33}" + _END)),
     Rule("secret", re.compile(rb"(?<=[0-9a-f]{32})-us[0-9]{1,2}" + _SHUT), lambda match: (match.start() - 32, match.end())),
+    Rule(
+        "secret",
+        re.compile(rb"(?<=[0-9a-f]{32})-[0-9a-f]{8}-[0-9a-f]{8}" + _END),
+        lambda match: (match.start() - 32, match.end()),
+    ),
+    Rule(
+        "secret",
+        re.compile(rb"(?<=[0-9A-Za-z_~.]{3})8Q~[0-9A-Za-z_~.\-]{31,34}" + _END),
+        lambda match: (match.start() - 3, match.end()),
+    ),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
+    Rule("secret", re.compile(rb"discord(?:app)?\.com/api/webhooks/[0-9]{15,20}/[0-9A-Za-z_\-]{40,100}")),
+    Rule("secret", re.compile(rb"\.webhook\.office\.com/webhookb2/[0-9A-Za-z/@\-]{60,250}")),
 )
-_INNER_TOKEN_GATE = rb"\.atlasv1\.|:AA[0-9A-Za-z_\-]{8}|-us[0-9]|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]"
+_INNER_TOKEN_GATE = (
+    rb"\.atlasv1\.|:AA[0-9A-Za-z_\-]{8}|-us[0-9]|-[0-9a-f]{8}-[0-9a-f]{8}[^0-9A-Za-z_\-]|8Q~[0-9A-Za-z_~.\-]{31}"
+    rb"|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]|discord(?:app)?\.com/api/webhooks/[0-9]|\.webhook\.office\.com/w"
+)
 """Those that begin in the middle of a word."""
 _BEARER_RULES = (
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
+)
+_BASIC_RULES = (
+    Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])basic[ \t]{1,3}(?P<token>[0-9A-Za-z+/_\-]{12,4000}={0,2})"), _basic),
 )
 _PEM_RULES = (Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?"), _pem),)
 _URL_RULES = (
@@ -1090,16 +1161,18 @@ _QUOTE = rb"[ \t]{0,3}[\"'`*]{0,3}"
 _PASSWORD_VALUE = rb"(?P<value>[^\s\"'`,;\x1e]{6,128})"
 _PASSWORD_WORD = rb"(?i:password|passwd|pwd|passphrase|passcode)"
 _KEY_WORD = (
-    rb"(?i:(?:api|access|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token|secret(?:[ _\-]?(?:key|id))?|token)"
+    rb"(?i:(?:api|access|account|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token"
+    rb"|secret(?:[ _\-]?(?:key|id))?|token)"
 )
 _VALUE = rb"[^ \t\r\n\f\v\"'`,;\x1e]"
 _PASSWORD_REST = rb"(?:" + _SIGN.replace(b"?P<sign>", b"?:") + rb")?" + _QUOTE + _VALUE + rb"{6}"
 _PASSWORD_STRICT = re.compile(rb"[Pp](?i:assword|asswd|wd|assphrase|asscode)(?=" + _PASSWORD_REST + rb")")
 """One letter to look for: `re` is slow where a pattern may begin in many ways."""
-_KEY_REST = _SIGN.replace(b"?P<sign>", b"?:") + _QUOTE + rb"[0-9A-Za-z_+/=.~\-]{16}"
+_KEY_VALUE = rb"[0-9A-Za-z_+/=.~\-][0-9A-Za-z_+/=.~!@#$%%^*\-]{15%s}"
+_KEY_REST = _SIGN.replace(b"?P<sign>", b"?:") + _QUOTE + _KEY_VALUE % b""
 _ASSIGNMENT_RULES = (
     Rule("secret", re.compile(rb"(?P<word>" + _PASSWORD_WORD + rb")" + _SIGN + rb"?" + _QUOTE + _PASSWORD_VALUE), _password),
-    Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>[0-9A-Za-z_+/=.~\-]{16,512})"), _random_value),
+    Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>" + _KEY_VALUE % b",511" + rb")"), _random_value),
 )
 
 _TOKEN_GATE = (
@@ -1113,6 +1186,11 @@ _TOKEN_GATE = (
     rb"|dckr_[po]at_|oy2[a-z0-9]{43}|SK[0-9a-f]{32}|key-[0-9a-f]{32}"
     rb"|[MNO][DQTjz][0-9A-Za-z_\-]{22,26}\.|glsa_|glc_|NRAK-|sntry[su]_|dt0[a-z][0-9]{2}\.|PMAK-|lin_api_"
     rb"|ntn_[0-9A-Za-z]{8}|fig[dopu]_[0-9A-Za-z_\-]{8}|shp(?:at|ca|pa|ss)_|sq0(?:atp|csp)-|access_token\$|EZ[AT]K[0-9A-Za-z]{8}"
+    rb"|LTAI[0-9A-Za-z]{20}|AKCp[0-9A-Za-z]{8}|v1\.0-[0-9a-f]{24}-|AQVN[0-9A-Za-z_\-]{35}|sha256~|FlyV1 fm"
+    rb"|sl\.[0-9A-Za-z_\-.]{100}|EAA[MC][0-9A-Za-z]{60}|EAAA[0-9A-Za-z_\-]{60}|GR1348941|CLOJARS_|pat[0-9A-Za-z]{14}\.[0-9a-f]{8}|pat\.[0-9A-Za-z_\-]{22}\."
+    rb"|pat-(?:na|eu|ap)[0-9]-|sdk-[0-9a-f]{8}-|sq[uap]_[0-9a-f]{8}|sgp_|xkeysib-|shippo_(?:live|test)_|duffel_(?:live|test)_"
+    rb"|secret_[0-9A-Za-z]{43}|api_org_|tfp_[0-9A-Za-z_\-]{8}|NR(?:II|JS)-|API-[0-9A-Z]{26}|dnkey-|fio-u-|ico-[0-9A-Za-z]{32}"
+    rb"|p8e-[0-9a-z]{8}|pnu_[0-9A-Za-z]{8}|rdme_|tk-us-|sk\.eyJ1"
     rb"|FLWSECK|access-(?:production|sandbox|development)-|pplx-|tgp_v1_|lsv2_|pcsk_|tvly-|nvapi-|jina_|AGE-SECRET-KEY-1)"
 )
 _HEX4 = rb"[0-9A-Fa-f]{1,4}"
@@ -1128,7 +1206,7 @@ _IPV6_GATE = (
 )  # fmt: skip
 
 _DIGITS = rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6}|[0-9]{6}[+A-FU-Y][0-9]{3}|[A-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]"
-_DIGITS += rb"|[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z][0-9]{3}[A-Za-z]|[A-Za-z][0-9]{6}[HMXhmx][A-Za-z]{5}"
+_DIGITS += rb"|[0-9]{2}[A-Za-z][0-9]{2} ?[A-Za-z][0-9]{3}[A-Za-z]|[A-Za-z][0-9]{6}[HMXhmx][A-Za-z]{5}"
 _OCTETS = rb"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"
 _COLONS = rb"::[0-9A-Fa-f]|[0-9A-Fa-f]::|(?::" + _HEX4 + rb"){6}:"
 
@@ -1170,8 +1248,9 @@ GROUPS = (
 
 NEEDY = (
     Family(_PLUS_GATE, _PLUS_RULES, by_word=True, needs=(b"+",)),
-    Family(rb"(?:@|%40)", _EMAIL_RULES, rest=_EMAIL_REST, ahead=1024, needs=(b"@", b"%40"), strict=_EMAIL_STRICT),
+    Family(_AT, _EMAIL_RULES, rest=_EMAIL_REST, ahead=1024, needs=(b"@", b"%40", b"&#"), strict=_EMAIL_STRICT),
     Family(rb"(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}", _BEARER_RULES, ahead=4000, needs=(b"bearer",)),
+    Family(rb"(?i:basic)[ \t]{1,3}[0-9A-Za-z+/_\-]{12}", _BASIC_RULES, ahead=4000, needs=(b"basic",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
     Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd"), strict=_PASSWORD_STRICT),

@@ -64,6 +64,10 @@ def wrong_last_digit(number: str) -> str:
     return number[:-1] + str((int(number[-1]) + 1) % 10)
 
 
+def uuid(draw: random.Random) -> str:
+    return "-".join(pick(draw, "0123456789abcdef", n) for n in (8, 4, 4, 4, 12))
+
+
 def tokens(draw: random.Random) -> dict[str, str]:
     """One credential of each shape."""
     body = pick(draw, ALNUM, 30)
@@ -84,6 +88,33 @@ def tokens(draw: random.Random) -> dict[str, str]:
         "bearer": "Authorization: Bearer " + pick(draw, ALNUM, 40),
         "assigned": 'api_key = "' + pick(draw, ALNUM, 32) + '"',
         "password": "password: " + pick(draw, string.ascii_letters, 6) + "7!q",
+        "password with signs": '{"password": "' + pick(draw, string.ascii_letters, 5) + "7$q!(" + '"}',
+        "basic": "Authorization: Basic " + base64.b64encode(f"app:{pick(draw, ALNUM, 9)}".encode()).decode(),
+        "django": "SECRET_KEY = 'django-insecure-" + pick(draw, ALNUM + "!@#$%^*", 40) + "7a'",
+        "alibaba": "LT" + "AI" + pick(draw, ALNUM, 20),
+        "artifactory": "AK" + "Cp" + pick(draw, ALNUM, 69),
+        "airtable": "pa" + "t" + pick(draw, ALNUM, 14) + "." + pick(draw, "0123456789abcdef", 64),
+        "hubspot": "pa" + "t-na1-" + uuid(draw),
+        "launchdarkly": "sd" + "k-" + uuid(draw),
+        "sonar": "sq" + "u_" + pick(draw, "0123456789abcdef", 40),
+        "sourcegraph": "sg" + "p_" + pick(draw, "0123456789abcdef", 40),
+        "brevo": "xkey" + "sib-" + pick(draw, "0123456789abcdef", 64) + "-" + pick(draw, ALNUM, 16),
+        "shippo": "ship" + "po_live_" + pick(draw, "0123456789abcdef", 40),
+        "notion": "secre" + "t_" + pick(draw, ALNUM, 43),
+        "openshift": "sha" + "256~" + pick(draw, BASE64URL, 42) + "a",
+        "facebook": "EA" + "AC" + pick(draw, ALNUM, 100),
+        "dropbox": "s" + "l." + pick(draw, BASE64URL, 134) + "a",
+        "fly": "Fly" + "V1 fm2_" + pick(draw, ALNUM + "+/", 150),
+        "octopus": "AP" + "I-" + pick(draw, string.ascii_uppercase + string.digits, 26),
+        "typeform": "tf" + "p_" + pick(draw, BASE64URL, 58) + "a",
+        "azure": pick(draw, ALNUM, 3) + "8Q" + "~" + pick(draw, ALNUM, 34),
+        "mailgun": pick(draw, "0123456789abcdef", 32)
+        + "-"
+        + pick(draw, "0123456789abcdef", 8)
+        + "-"
+        + pick(draw, "0123456789abcdef", 8),
+        "storage": "Account" + "Key=" + pick(draw, ALNUM + "+/", 85) + "7==",
+        "discord": "https://discord.com/api/" + f"webhooks/{draw.randrange(10**17, 10**18)}/" + pick(draw, BASE64URL, 67) + "a",
     }
 
 
@@ -123,6 +154,7 @@ def test_odd_groups_need_a_word():
     spread = " ".join(card(random.Random(6), "4", 16))
     assert "card" not in kinds(f"the sequence {spread}")
     assert "card" in kinds(f"credit card {spread}")
+    assert "card" in kinds(f"credit card {' '.join(card(random.Random(6), '2255', 16))}")
 
 
 def test_neighbouring_numbers_do_not_hide_a_card():
@@ -248,6 +280,8 @@ def test_what_is_no_email(text):
         "a@b.de",
         "x.y+z@sub.example.museum",
         "mail=bob%40x.com&a",
+        "<a>bob&#64;x.com</a>",
+        "bob.smith&#x40;x.com",
         "jürgen@müller.de",
         "邮箱是bob@x.com谢谢",
         "<a@b.io>",
@@ -274,6 +308,7 @@ def test_emails_are_found(text):
         "roots +4.0614962j and +31.03278837j",
         "latitude +90.000000",
         "max +2147483647",
+        "snapshot (1:10~+20191229111838+6991d5728f1-1)",
         "splats(+1.4249322787E-1f)",
         "more is available at CVE-2021-44532",
         "(Closes: #1091517) on a smartphone, see #1091518",
@@ -423,6 +458,10 @@ NO_CREDENTIALS = (
     "http://localhost:8080/a@b",
     "http://a:b@example.com",
     "sk_X509_NAME_ENTRY_value(sk, 1)",
+    "sk_ASN1_UTF8STRING_insert(sk, ptr, idx)",
+    "basic introduction/to/programming1",
+    "password = get_password1(user)",
+    "password: $PASSWORD1",
     "#define sk_CMS_RevocationInfoChoice_new_reserve(cmp, n)",
     "sha256=gw-" + "JKckLhBHPXZLLp1qMrVsqNP9PJ-kcgtBvfCajk-g,1310",
     "token = oauth2.id_token.fetch_id_token2x(request)",
@@ -824,6 +863,9 @@ def test_text_parts_are_read_as_one():
         ("national_id", "my NHS number is 943 476 5919"),
         ("national_id", "DNI: 12345678Z"),
         ("national_id", "756.9217.0769.85"),
+        ("national_id", "RSS MRA 85T10 A562S"),
+        ("national_id", "Steuer-ID 21063058976"),
+        ("national_id", "South African ID 9912240381118"),
         ("wallet", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2"),
         ("wallet", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"),
     ],
