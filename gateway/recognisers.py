@@ -651,15 +651,19 @@ def _written_id(match: Match) -> Span | None:
 
 
 @functools.lru_cache(maxsize=512)
-def _called(word: bytes) -> tuple[tuple[Scheme, ...], int]:
-    """The schemes that are called so, and how many signs their numbers have at least. Words are those of the table.
+def _called(word: bytes) -> tuple[dict[int, list[Scheme]], int]:
+    """The schemes that are called so, by how many signs their numbers have, and how many they have at least.
 
-    Where the word is general, all with ten signs and more.
+    Words are those of the table. Where the word is general, all schemes with ten signs and more.
     """
     text = word.decode("utf-8", "replace")
     general = _GENERAL_WORD.search(text)
     named = tuple(scheme for pattern, scheme in _SCHEME_WORDS if pattern.search(text) or (general and not scheme.short))
-    return named, 8 if any(scheme.short for scheme in named) else 10
+    by_length: dict[int, list[Scheme]] = {}
+    for scheme in named:
+        for length in scheme.lengths:
+            by_length.setdefault(length, []).append(scheme)
+    return by_length, 8 if any(scheme.short for scheme in named) else 10
 
 
 _LONG_ID = {least: re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z](?:[ .\-/+]{0,2}[0-9A-Za-z]){%d}" % (least - 1)) for least in (8, 10)}
@@ -690,17 +694,19 @@ def named_id(text: bytes, start: int, end: int) -> tuple[Span | None, int]:
     return None, steps
 
 
-def _id_end(token: Match, named: tuple[Scheme, ...]) -> tuple[int | None, int]:
+def _id_end(token: Match, named: dict[int, list[Scheme]]) -> tuple[int | None, int]:
     """Where the longest number that begins with this token ends, and what it cost to know."""
     text = token[0].decode()
     steps = 2
     for end in range(len(text), 7, -1):
         if text[end - 1].isalnum() and not text[end : end + 1].isalnum() and stands_alone(token.string, token.start() + end):
-            for scheme in named:
-                compact = _compact(scheme, text[:end])
-                steps += 9 if compact else 1
-                if compact and scheme.valid(compact):
-                    return token.start() + end, steps
+            steps += 2
+            for length in {end, len(_GAP.sub("", text[:end]))}:
+                for scheme in named.get(length, ()):
+                    compact = _compact(scheme, text[:end])
+                    steps += 12 if compact else 1
+                    if compact and scheme.valid(compact):
+                        return token.start() + end, steps
     return None, steps
 
 
@@ -902,7 +908,7 @@ _EMAIL_REST = (
 
 
 _WORDS = re.compile(
-    rb"(?:(?:[A-Za-z]*[0-9]{0,4}|[A-Z]+[0-9]{1,4}[A-Z]+[0-9]?)[._/\-])+[A-Za-z]*[0-9]{0,4}"
+    rb"(?:(?:[A-Za-z]*[0-9]{0,4}|[A-Z]+[0-9]{1,4}[A-Z]+[0-9]?)[._/$\-])+[A-Za-z]*[0-9]{0,4}"
     rb"|(?:[A-Z][0-9]{0,2})?(?:[A-Z]?[a-z]{4,}[0-9]{0,2}|[A-Z]{2,5}[0-9]{1,2}(?=[A-Z])|Key){2,}"
 )
 """A name in code: words with signs between them, digits only at their ends, or in `CamelCase`."""
@@ -984,7 +990,7 @@ _PLACEHOLDER = re.compile(
     rb"(?i)[<{]|\$[({a-z_]|%[({sdr]|\*\*|\[[a-z<]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
 )
 _VERSION = re.compile(rb"[0-9]+[.:][0-9]")
-_IN_CODE = re.compile(rb"^[A-Za-z_][\w.]*[(\[](?:.*[)\]])?$|\$[{(]|[{}<>\\]|\|\||^[*.]+$")
+_IN_CODE = re.compile(rb"^[*&]?[A-Za-z_][\w:.]*[(\[](?:.*[)\](\[])?$|[a-z]{4}\w*\(|\$[{(]|[{}<>\\]|\|\||^[*.]+$")
 
 
 def _password_in_url(match: Match) -> Span | None:
@@ -1160,6 +1166,7 @@ _SIGN = rb"[\"'`*]{0,3}[ \t]{0,3}(?P<sign>=>|:=|=|:|\x1e|(?i:is|was)\b)"
 _QUOTE = rb"[ \t]{0,3}[\"'`*]{0,3}"
 _PASSWORD_VALUE = rb"(?P<value>[^\s\"'`,;\x1e]{6,128})"
 _PASSWORD_WORD = rb"(?i:password|passwd|pwd|passphrase|passcode)"
+_PASSWORD_NEEDS = (b"password", b"passwd", b"pwd", b"passphrase", b"passcode")
 _KEY_WORD = (
     rb"(?i:(?:api|access|account|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token"
     rb"|secret(?:[ _\-]?(?:key|id))?|token)"
@@ -1253,7 +1260,7 @@ NEEDY = (
     Family(rb"(?i:basic)[ \t]{1,3}[0-9A-Za-z+/_\-]{12}", _BASIC_RULES, ahead=4000, needs=(b"basic",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
-    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd"), strict=_PASSWORD_STRICT),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=_PASSWORD_NEEDS, strict=_PASSWORD_STRICT),
     Family(_KEY_WORD, _ASSIGNMENT_RULES[1:], rest=_KEY_REST, ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
 )
 """Families that are looked for behind what they need."""

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import privacy
+from gateway.national_ids import SCHEMES
 from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
 from gateway.recognisers import FAMILIES, SEPARATOR, github_checksum
 from tests.bench.privacy import LOOKALIKES, lookalikes
@@ -461,6 +462,10 @@ NO_CREDENTIALS = (
     "sk_ASN1_UTF8STRING_insert(sk, ptr, idx)",
     "basic introduction/to/programming1",
     "password = get_password1(user)",
+    "SRP_user_pwd *SRP_VBASE_get1_by_user(SRP_VBASE *vb)",
+    "$newpwd = Win32::GetFullPathName($newdir);",
+    "username, password = base64_decode(params).split(':', 1)",
+    "KeywordToken = module$contents$google3$third_party$tokens",
     "password: $PASSWORD1",
     "#define sk_CMS_RevocationInfoChoice_new_reserve(cmp, n)",
     "sha256=gw-" + "JKckLhBHPXZLLp1qMrVsqNP9PJ-kcgtBvfCajk-g,1310",
@@ -638,6 +643,50 @@ def test_a_long_table_is_no_text_made_to_match(row):
     draw = random.Random(row)
     rows = (row.format(n8=draw.randrange(10**7, 10**8), b=draw.randrange(256), d=draw.randrange(10, 29)) for _ in range(6_000))
     assert not scan(["\n".join(rows)], max_chars=10**7).failed
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_a_national_number_has_one_of_its_lengths(scheme):
+    """Numbers of other lengths are not tried, so the lengths must be those of the form."""
+
+    @settings(max_examples=30, deadline=None)
+    @given(number=st.from_regex(scheme.compact, fullmatch=True))
+    def holds(number):
+        assert len(number) in scheme.lengths
+
+    holds()
+
+
+CROWD = "the key to a token is no secret: pwd, passcode. " * 12
+
+
+@pytest.mark.parametrize("ending", ["", CROWD, "@ + :// "])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("email", "ada%40example.org"),
+        ("email", "ada@example.org"),
+        ("phone", "+44 20 7946 0018"),
+        ("secret", "password: Tr0ub4dor&3"),
+        ("secret", "api_key=a8Dk2Lq0Zx81Mv77Pq"),
+        ("secret", "Bearer a8Dk2Lq0Zx81Mv77PqRt"),
+        ("secret", "postgres://ada:Tr0ub4dor@db.example.org/x"),
+        ("national_id", "CPF 529.982.247-25"),
+        ("national_id", "national id 52998224725"),
+    ],
+)
+def test_what_stands_behind_a_crowd_of_words_is_found(kind, text, ending):
+    """A text with more words and signs than are looked at one by one is searched to its end for each."""
+    assert kind in {finding.kind for finding in find(f"{CROWD}{text} {ending}")}
+
+
+@pytest.mark.parametrize("before", ["x" * 250, "x " * 120 + "555 0100 99 " * 3, ""])
+def test_a_run_of_digits_is_read_whole_wherever_it_begins(before):
+    """A number beside a word may reach over the end of the stretch that is looked at."""
+    number = " ".join("4111111111111111")
+    for shift in range(0, 300, 7):
+        text = f"{before}{'y' * shift} card: {number} and no more"
+        assert "card" in {finding.kind for finding in find(text)}, shift
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.needs], ids=lambda family: str(family.needs[0]))
