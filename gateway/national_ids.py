@@ -328,7 +328,8 @@ SCHEMES = (
     Scheme("in pan", _is(r"[A-Z]{3}[ABCFGHJLPT][A-Z]\d{4}[A-Z]"), (10,), _always, r"\bpan\b|permanent account"),
     Scheme("it cf", _is(r"[A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPRST][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z]"), (16,), _codice_fiscale,
            r"codice fiscale|fiscal code|\bc\.?f\.?\b",
-           r"[A-Za-z]{6}\d{2}[A-EHLMPRSTa-ehlmprst]\d{2}[A-Za-z]\d{3}[A-Za-z]"),
+           r"[A-Za-z]{6}\d{2}[A-EHLMPRSTa-ehlmprst]\d{2}[A-Za-z]\d{3}[A-Za-z]"
+           r"|[A-Z]{3} [A-Z]{3} \d{2}[A-EHLMPRST]\d{2} [A-Z]\d{3}[A-Z]"),
     Scheme("jp my number", _is(r"\d{12}"), (12,), _my_number, r"my ?number|kojin bango|individual number|マイナンバー|個人番号"),
     Scheme("kr rrn", _is(r"\d{13}"), (13,), _rrn, r"\brrn\b|resident registration|주민", rf"\d{{2}}{_MONTH}{_DAY}-[0-9]\d{{6}}"),
     Scheme("mx curp", _is(r"[A-Z]{4}\d{6}[HMX][A-Z]{5}[0-9A-Z]\d"), (18,), _curp, r"\bcurp\b",
@@ -341,6 +342,8 @@ SCHEMES = (
     Scheme("ru inn", _is(r"\d{12}"), (12,), _inn, r"\binn\b|инн|ИНН"),
     Scheme("ru snils", _is(r"\d{11}"), (11,), _snils, r"snils|снилс|СНИЛС", r"\d{3}-\d{3}-\d{3}[ -]\d{2}"),
     Scheme("se pnr", _is(r"(?:19|20)?\d{10}"), (10, 12), _personnummer, r"personnummer|\bpnr\b|samordnings",
+
+           r"(?!20[0-3]\d{5}-[01]\d[0-5]\d)(?!20[0-3]\d{5}-2[0-3][0-5]\d)(?![0-3]\d{5}-[01]\d[0-5]\d)(?![0-3]\d{5}-2[0-3][0-5]\d)"
            r"(?:19|20)?\d{6}[-+]\d{4}"),
     Scheme("th pin", _is(r"\d{13}"), (13,), _thai, r"thai(?:land)? (?:national )?id|เลขประจำตัว", r"\d-\d{4}-\d{5}-\d{2}-\d"),
     Scheme("tr tckn", _is(r"\d{11}"), (11,), _tckn, r"\bt\.?c\.? |tckn|kimlik"),
