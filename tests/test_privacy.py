@@ -657,6 +657,11 @@ def test_a_national_number_has_one_of_its_lengths(scheme):
     holds()
 
 
+def test_every_character_with_a_plain_form_is_looked_for():
+    """The pattern leaves out the planes and blocks in which none stands, such as emoji."""
+    assert all(privacy._FOLDABLE.fullmatch(letter) for letter in privacy._FOLDED)
+
+
 CROWD = "the key to a token is no secret: pwd, passcode. " * 12
 
 
