@@ -116,6 +116,11 @@ class Vault:
         """The text that was masked so, where nobody has had it in between."""
         return PLACEHOLDER.sub(lambda match: self._values.get(match[0], match[0]), text) if self.nonce in text else text
 
+    def may_be_in(self, document: bytes) -> bool:
+        """Whether a placeholder may stand in a string of a JSON document, escaped or not: seldom yes where none does."""
+        text = document.decode("utf-8", "surrogatepass")
+        return self.nonce in text.upper() or "\\u00" in text
+
     def restore(self, text: str, *, quoted: bool = False) -> str:
         """A whole text with the originals in it."""
         if self.nonce not in text.upper():
