@@ -390,6 +390,10 @@ def test_phone_numbers_are_found(text):
         "// 20.7.1.3 unique_ptr for arrays",
         "path 2.12 3.51.98.32 2.03.5 3.11.5",
         "x11-common (2.39.90.1-1) unstable",
+        "dpkg (1.15.7.1) unstable; urgency=low",
+        "// From linux-2.6.35.4/arch",
+        "Bump to 1.2.99.3",
+        'ObjectIdentifier("2.5.4.42")',
         "__version__ = '3.24.17.4'",
     ],
 )
