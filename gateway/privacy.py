@@ -150,18 +150,20 @@ _FOLDED = _fold_table()
 _FOLDED_BY_CODE = MappingProxyType({ord(letter): plain for letter, plain in _FOLDED.items()})
 _FIRST_PLANE = "".join(re.escape(letter) for letter in _FOLDED if letter < "\U00010000")
 _FOLDABLE = re.compile("[" + _FIRST_PLANE + "\U00010000-\U0001f2ff\U0001fb00-\U0001ffff\U000e0000-\U000e01ef]")
-"""`re` looks characters of the first plane up in a bitmap but walks a list of all others, so those are few ranges: all but emoji."""
+"""`re` looks characters of the first plane up in a bitmap but walks a list of others, so those are few ranges: all but emoji."""
 _ASCII = bytes(range(0x80))
 _FEW = 16
 """So many different characters are replaced one by one, each in a pass at the speed of memory."""
 
-_BEHIND_SLASHES = re.compile(r"u00([2-7][0-9A-Fa-f])|([\"'/])|[nrt]")
-_ESCAPED = re.compile(rf"(?<!\\)\\+(?:{_BEHIND_SLASHES.pattern})")
+_CODE = r"u([0-9A-Fa-f]{4})"
+_BEHIND_SLASHES = re.compile(rf"{_CODE}|([\"'/])|[nrt]")
+_UNICODE_ESCAPE = re.compile(rf"(?<!\\)\\+{_CODE}(?:(?<=u[dD][89abAB]..)\\+u([dD][c-fC-F][0-9A-Fa-f]{{2}}))?")
+"""A character, or the two halves of one."""
+_ESCAPED = re.compile(rf"{_UNICODE_ESCAPE.pattern}|(?<!\\)\\+(?:([\"'/])|[nrt])")
 _BREAKS = re.compile(r"(?<!\\)\\+[nrt]")
 _QUOTES = tuple((f"\\{mark}", re.compile(rf"(?<!\\)\\+{mark}"), mark) for mark in "\"'/")
 _SINGLE = (*((f"\\{letter}", "\n") for letter in "nrt"), *((f"\\{mark}", mark) for mark in "\"'/"))
 """Where no backslash follows another, all these are replaced at the speed of memory."""
-_UNICODE_ESCAPE = re.compile(r"(?<!\\)\\+u00([2-7][0-9A-Fa-f])")
 
 
 def _fold(match: re.Match[str]) -> str:
@@ -169,7 +171,20 @@ def _fold(match: re.Match[str]) -> str:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    return chr(int(match[1], 16)) if match[1] else match[2] or "\n"
+    return _plain_of(match) if match[1] else match[3] or "\n"
+
+
+def _plain_of(match: re.Match[str]) -> str:
+    """What an escape written as a number stands for in ASCII; the escape itself where there is nothing."""
+    plain = _plain_of_code(match[1], match[2] or "")
+    return match[0] if plain is None else plain
+
+
+def _plain_of_code(code: str, half: str) -> str | None:
+    number = int(code, 16)
+    if half:
+        number = 0x10000 + (number - 0xD800 << 10) + int(half, 16) - 0xDC00
+    return chr(number) if 0x20 <= number < 0x80 else _FOLDED.get(chr(number))
 
 
 def normalise(text: str) -> str:
@@ -177,7 +192,7 @@ def normalise(text: str) -> str:
 
     This is NFKC (UAX 15) character by character, as far as it leads to ASCII, with the decimal digits of every script.
     Whole-string NFKC also reorders and composes accents, which no pattern reads and which takes quadratic time on a long run
-    of them in CPython. `\n`, `\"` and `\u0034` are read because tool arguments are JSON inside a JSON string.
+    of them in CPython. `\n`, `\"`, `\u0034` and `\uff14` are read because tool arguments are JSON inside a JSON string.
     """
     return _decode(_normalised(text))
 
@@ -224,7 +239,7 @@ def _unescaped(text: str) -> str:
     Escapes written as numbers come last: what they stand for is not read again.
     """
     first, *pieces = text.split("\\")
-    if 16 * len(pieces) < len(text):
+    if 16 * len(pieces) < len(text) and "\\ud" not in text and "\\uD" not in text:
         return first + "".join(_read(pieces))
     if "\\\\" not in text:
         for mark, plain in _SINGLE:
@@ -234,7 +249,9 @@ def _unescaped(text: str) -> str:
     for mark, pattern, plain in _QUOTES:
         if mark in text:
             text = pattern.sub(plain, text)
-    return _UNICODE_ESCAPE.sub(_unescape_number, text) if "\\u00" in text else text
+    if "\\u" not in text or all(_plain_of_code(*code) is None for code in set(_UNICODE_ESCAPE.findall(text))):
+        return text
+    return _UNICODE_ESCAPE.sub(_plain_of, text)
 
 
 def _read(pieces: Iterable[str]) -> Iterator[str]:
@@ -244,17 +261,10 @@ def _read(pieces: Iterable[str]) -> Iterator[str]:
         n_slashes += 1
         if piece:
             match = _BEHIND_SLASHES.match(piece)
-            yield _unescape(match) + piece[match.end() :] if match else "\\" * n_slashes + piece
+            plain = None if match is None else _plain_of_code(match[1], "") if match[1] else match[2] or "\n"
+            yield "\\" * n_slashes + piece if match is None or plain is None else plain + piece[match.end() :]
             n_slashes = 0
     yield "\\" * n_slashes
-
-
-def _unescape_number(match: re.Match[str]) -> str:
-    return _BY_CODE[match[1]]
-
-
-_BY_CODE = {spelt: chr(code) for code in range(0x20, 0x80) for spelt in (f"{code:02x}", f"{code:02X}")}
-_BY_CODE |= {spelt[0] + spelt[1].swapcase(): plain for spelt, plain in _BY_CODE.items()}
 
 
 class _Origin:
@@ -281,7 +291,10 @@ class _Steps:
         shift = 0
         for match in matches:
             start, end = match.span()
-            length = len(plain(match))
+            becomes = plain(match)
+            if becomes == match[0]:
+                continue
+            length = len(becomes)
             self._after.append(start + shift)
             self._pieces.append((start, end, length))
             shift += length - (end - start)

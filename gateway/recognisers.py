@@ -217,9 +217,9 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
     least = 12 if named else {b"+": 16, b"=": 13, b"#": 13, b"/": 13}.get(text[start - 1 : start], 12)
     if least == 12 and not named and text[start - 1 : start] + text[stop : stop + 1] in {b"::", b",,"}:
         least = 13
-    if not named and _GOODS.search(text, max(0, start - 24), start):
-        return None
     groups = GROUP.findall(text, start, stop)
+    if not named and len(groups[0]) >= 12 and _GOODS.search(text, max(0, start - 24), start):
+        return None
     # Only the last group can be cut in the middle.
     whole = len(groups) if stands_alone(text, stop) else len(groups) - 1
     shape = tuple(map(len, groups))

@@ -179,6 +179,10 @@ DISGUISES = {
     "struck through": "\u0336".join,
     "keycaps": lambda text: "".join(c + "\ufe0f\u20e3" if c.isdigit() else c for c in text),
     "inner json escapes": lambda text: "".join(f"\\u{ord(c):04x}" for c in text),
+    "full width in inner json": lambda text: json.dumps(DISGUISES["full width"](text))[1:-1],
+    "mathematical digits in inner json": lambda text: json.dumps(DISGUISES["mathematical digits"](text))[1:-1],
+    "invisible in inner json, upper case": lambda text: "".join(f"{c}\\u{0x200B:04X}" for c in text),
+    "full width in json in json": lambda text: json.dumps(json.dumps(DISGUISES["full width"](text))[1:-1])[1:-1],
 }
 
 
@@ -829,7 +833,30 @@ def test_every_kind_is_documented():
 # Places in the original text
 
 TWISTED = st.lists(
-    MESSY | st.sampled_from(["…", "\u200b", "\uff11\uff12", "\\n", "\\u0034", '\\"', "\u0301", "ⅷ", "㎏", "\\\\", "\U0001d7d0"]),
+    MESSY
+    | st.sampled_from(
+        [
+            "…",
+            "\u200b",
+            "\uff11\uff12",
+            "\\n",
+            "\\u0034",
+            '\\"',
+            "\u0301",
+            "ⅷ",
+            "㎏",
+            "\\\\",
+            "\U0001d7d0",
+            "\\uff11",
+            "\\uFF21",
+            "\\ud835\\udfd0",
+            "\\ud835",
+            "\\u4f60",
+            "\\u200b",
+            "\\u005c",
+            "\\ud83d\\ude00",
+        ]
+    ),
     max_size=12,
 ).map("".join)
 
@@ -845,6 +872,16 @@ def test_located_spans_cut_out_exactly_what_was_found(text):
         assert wanted in read
         assert len(read) <= len(wanted) + 2 * len("...")  # a character that stands for several is cut out whole
     assert all(0 <= one.start < one.end <= len(text) for one in located)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=TWISTED, blanks=st.sampled_from([0, 400]))
+def test_escapes_are_read_alike_however_many_there_are(text, blanks):
+    """A text is taken apart in one of several ways, and each does what reading it from left to right does."""
+    plain = normalise(text)
+    folded = "".join(privacy._FOLDED.get(letter, letter) for letter in text)
+    assert plain == privacy._ESCAPED.sub(privacy._unescape, folded)
+    assert normalise(text + " " * blanks) == plain + " " * blanks
 
 
 def test_a_place_covers_disguised_letters_whole():

@@ -166,12 +166,18 @@ def escaped(draw: random.Random, text: str) -> str:
     return "".join(f"\\u{ord(c):04x}" if draw.random() < 0.5 and c.isascii() else c for c in text)
 
 
+def wide_escaped(draw: random.Random, text: str) -> str:
+    """Full-width forms, as they stand in tool arguments of an ASCII encoder."""
+    return json.dumps(wide(draw, text))[1:-1]
+
+
 DISGUISES = {
     "full width": wide,
     "zero width": zero_width,
     "other digits": other_digits,
     "other blanks and hyphens": other_blanks,
     "json escapes": escaped,
+    "full width in json escapes": wide_escaped,
 }
 
 
