@@ -229,3 +229,17 @@ def test_policies_that_ask_for_names_need_a_model(tmp_path):
     (tmp_path / "policies" / "all.toml").write_text(POLICY)
     assert load(set_up, tmp_path / "policies").named == frozenset()
     assert not load(set_up, tmp_path / "policies").detector.waits
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_names_worker_that_loads_stops_at_once(names_pipeline, tmp_path, number):
+    """Its libraries and its pipeline take seconds, which nobody waits for: status 0, and nothing is left or said."""
+    path = tmp_path / "names.sock"
+    command = [sys.executable, "-m", "gateway.names.worker", "--socket", path, "--engine", "presidio", "--model", names_pipeline]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(list(map(str, command)), stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert json.loads(process.stdout.readline())["state"] == "loading"
+        process.send_signal(number)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 0
+    assert not path.exists()
