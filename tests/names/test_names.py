@@ -15,8 +15,8 @@ from hostile import hostile
 from parrot import parrot
 
 from gateway import config, privacy
-from gateway.errors import ConfigError, WorkerGone
-from gateway.names import Names, TooLong, engines
+from gateway.errors import ConfigError
+from gateway.names import Names, NamesAway, NamesFailed, NamesLate, NamesTooLong, engines
 from gateway.names.frames import Failed, Found, Read
 from gateway.names.worker import Worker
 from gateway.policy.generation import Catalogue, Generation, load
@@ -121,13 +121,13 @@ async def test_what_was_read_before_is_not_read_again(worker):
         first = await asyncio.to_thread(made.read, [TEXT])
         process.send_signal(signal.SIGSTOP)
         assert await asyncio.to_thread(made.read, [TEXT, TEXT]) == [*first, *first]
-        with pytest.raises(TooLong):
+        with pytest.raises(NamesTooLong):
             await asyncio.to_thread(made.read, [TEXT + "!"])
         scanned = await asyncio.to_thread(
             privacy.scan, {"content": "Another."}, max_chars=1_000, detector=made.beside(DETECTOR, KINDS)
         )
         process.send_signal(signal.SIGCONT)
-    assert scanned.failed == "WorkerGone"
+    assert scanned.failed == "NamesLate"
     assert privacy.classify(scanned, {}) == "restricted"
 
 
@@ -142,21 +142,43 @@ async def test_what_nobody_waits_for_any_more_is_not_read(worker, presidio):
     async with names(path, timeout_s=0.3) as made:
         process.send_signal(signal.SIGSTOP)
         for number in range(3):
-            with pytest.raises(WorkerGone):
+            with pytest.raises(NamesLate):
                 await asyncio.to_thread(made.read, [f"{TEXT} {number}"])
         process.send_signal(signal.SIGCONT)
         made._timeout_s = 60.0
         assert spoken((await asyncio.to_thread(made.read, [TEXT]))[0]) == spoken(presidio.locate(TEXT))
 
 
+async def test_a_text_on_which_the_model_fails_does_not_pass_for_read(tmp_path):
+    """The worker lives on and says no more than the failure's type."""
+
+    def fail(text):
+        raise ValueError(text)
+
+    async def serve(reader, writer):
+        await Worker(SimpleNamespace(locate=fail)).serve(reader, writer)
+        await writer.wait_closed()
+        over.set()
+
+    path, over = tmp_path / "names.sock", asyncio.Event()
+    async with await asyncio.start_unix_server(serve, path):
+        async with names(path) as made:
+            for _ in range(2):
+                with pytest.raises(NamesFailed) as told:
+                    await asyncio.to_thread(made.read, [TEXT])
+                assert TEXT not in str(told.value)
+        async with asyncio.timeout(30):
+            await over.wait()
+
+
 async def test_without_its_worker_nothing_passes_for_read(tmp_path):
     """And on the event loop, which would wait for itself, it refuses to work."""
     async with names(tmp_path / "none.sock") as made:
-        with pytest.raises(WorkerGone):
+        with pytest.raises(NamesAway):
             await asyncio.to_thread(made.read, [TEXT])
         with pytest.raises(AssertionError):
             made.read([TEXT])
-    with pytest.raises(WorkerGone):
+    with pytest.raises(NamesAway):
         Names(str(tmp_path / "none.sock"), max_chars=100, timeout_s=1.0).read(["hello"])
 
 
@@ -195,6 +217,7 @@ async def test_a_name_keeps_a_request_at_home(world, worker):
         assert told == [
             ("far/m", "public", ()), ("home/m", "confidential", ("email", "person")), ("home/m", "restricted", ()),
         ]  # fmt: skip
+        assert [record.unsearched for record in made.records] == ["", "", "NamesTooLong"]
         assert len(server.requests) == 1
 
 
