@@ -153,7 +153,9 @@ class Front:
         return Names(sockets["names"], max_chars=settings.max_chars, timeout_s=settings.timeout_s)
 
     def _opened(self, source: bytes) -> Generation:
-        return Generation.from_source(source, beside=self.names.beside if self.names is not None else None)
+        """The policies; where those of the last start ask for names that no model is set up for now, no text passes for read."""
+        names = self.names or Names("", max_chars=sys.maxsize, timeout_s=1.0)
+        return Generation.from_source(source, beside=names.beside)
 
     def _model_clients(self, sockets: Mapping[str, str]) -> dict[str, frames.Client]:
         made = {}

@@ -87,11 +87,28 @@ def check(path: Path | None) -> None:
         if isinstance(upstream, OpenAIUpstream) and not urlsplit(upstream.base_url).path.strip("/")
     ]
     notes += _missing_weights(config)
+    notes += _names_notes(config, generation)
     for note in notes:
         click.echo(f"note: {note}")
     if problems:
         raise ConfigError(problems)
     click.echo("ok")
+
+
+def _names_notes(config: Config, generation: Generation | None) -> list[str]:
+    """Says on the way that nothing is missing."""
+    from gateway.names.needs import missing
+
+    if config.names is None:
+        return []
+    what = f"[names]: {config.names.engine} with {config.names_model()}"
+    reason = missing(config)
+    if reason is None:
+        click.echo(f"{what} is on this machine")
+    notes = [f"{what} cannot be loaded: {reason}"] if reason else []
+    if generation is not None and not generation.named:
+        notes.append("[names]: no policy maps person, location or organization to a class, so no name is looked for")
+    return notes
 
 
 def _missing_weights(config: Config) -> list[str]:

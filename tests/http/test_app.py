@@ -47,7 +47,7 @@ async def front(world, tmp_path):
         config=msgspec.json.encode(made.config),
         name="front0",
         listeners={},
-        sockets={"cache": str(tmp_path / "none.sock")},
+        sockets={"cache": str(tmp_path / "none.sock"), "names": str(tmp_path / "names.sock")},
         admin_sha256="0" * 64,
     )
     front = Front(start, control.Activate(number=1, source=made.generation.source()), SimpleNamespace())

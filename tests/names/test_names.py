@@ -16,10 +16,11 @@ from parrot import parrot
 
 from gateway import config, privacy
 from gateway.errors import ConfigError
-from gateway.names import Names, NamesAway, NamesFailed, NamesLate, NamesTooLong, engines
+from gateway.names import Names, NamesAway, NamesFailed, NamesLate, NamesTooLong, engines, needs
 from gateway.names.frames import Failed, Found, Read
 from gateway.names.worker import Worker
 from gateway.policy.generation import Catalogue, Generation, load
+from gateway.policy.store import Store, Watcher
 from gateway.privacy import DETECTOR, SEPARATOR
 from gateway.weights import WeightsError
 
@@ -244,7 +245,10 @@ def test_policies_that_ask_for_names_need_a_model(tmp_path):
     path = tmp_path / "config.toml"
     plain = '[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n'
     path.write_text(plain)
-    with pytest.raises(ConfigError, match=r"person.*\[names\]"):
+    line = 1 + AT_HOME[: AT_HOME.index('"person"')].count("\n")
+    with pytest.raises(
+        ConfigError, match=rf'^policies/all.toml:{line}:17: "person" is found by a model only.*\[names\] in config.toml'
+    ):
         load(config.load(path), tmp_path / "policies")
     path.write_text(plain + '[names]\nmodel = "en_core_web_sm"\n')
     set_up = config.load(path)
@@ -252,6 +256,64 @@ def test_policies_that_ask_for_names_need_a_model(tmp_path):
     (tmp_path / "policies" / "all.toml").write_text(POLICY)
     assert load(set_up, tmp_path / "policies").named == frozenset()
     assert not load(set_up, tmp_path / "policies").detector.waits
+
+
+def test_policies_that_ask_for_names_are_never_in_force_without_a_model(tmp_path):
+    """Not by a change of the files while the gateway runs, and not as those of before over a config that has lost its model."""
+    (tmp_path / "policies").mkdir()
+    file = tmp_path / "policies" / "all.toml"
+    file.write_text(POLICY)
+    path = tmp_path / "config.toml"
+    plain = '[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n'
+    path.write_text(plain)
+    without = config.load(path)
+    store = Store(tmp_path / "state")
+    store.propose(load(without, file.parent))
+    watcher = Watcher(without, file.parent, store)
+    assert watcher.poll() is watcher.poll() is None
+    file.write_text(AT_HOME)
+    assert watcher.poll() is None
+    assert 'policies/all.toml:8:17: "person"' in str(watcher.poll().problems[0])
+    path.write_text(plain + '[names]\nmodel = "en_core_web_sm"\n')
+    made = load(config.load(path), file.parent)
+    assert Generation.from_source(made.source()).named == {"person"}
+    with pytest.raises(ConfigError, match="is found by a model only"):
+        made.with_catalogue(Catalogue.of(without))
+
+
+@pytest.mark.parametrize("block", ["limit", "route"])
+def test_a_rule_about_names_that_nobody_looks_for_is_refused(block):
+    """It would never hold: a kind of name is looked for only where some file maps it to a class."""
+    effect = 'cache = "off"' if block == "limit" else 'order_by = "cost"'
+    rule = f'[[{block}]]\nname = "n"\nwhen = {{ found = ["card", "person"] }}\n{effect}\n'
+    files = {"a.toml": 'policy = "a"\n' + rule + '[[route]]\nname = "rest"\norder_by = "cost"\n'}
+    with pytest.raises(ConfigError, match=r'^policies/a.toml:4:10: "person" is looked for only where a file maps it to a class'):
+        Generation(files, Catalogue(upstreams=(), models={}, substitutable=()))
+    files["b.toml"] = 'policy = "b"\n[classes]\ninternal = ["person"]\n'
+    assert Generation(files, Catalogue(upstreams=(), models={}, substitutable=())).named == {"person"}
+
+
+def test_what_the_names_worker_needs_is_looked_for_without_loading_it(names_pipeline, tmp_path, monkeypatch):
+    """Each thing that is missing is named with its mend; where nothing is, nothing was imported for it."""
+
+    def missing(**fields):
+        settings = "".join(f"{name} = {json.dumps(str(value))}\n" for name, value in fields.items())
+        (tmp_path / "config.toml").write_text("[cache]\nsemantic = false\n[names]\n" + settings)
+        return needs.missing(config.load(tmp_path / "config.toml"))
+
+    before = set(sys.modules)
+    assert missing(model=names_pipeline) is None
+    assert not {name.partition(".")[0] for name in set(sys.modules) - before} & {"spacy", "presidio_analyzer", "gliner"}
+    assert "python -m spacy download no_such_pipeline" in missing(model="no_such_pipeline")
+    assert f'the folder "{tmp_path}/none" is not there' in missing(model="./none").replace("/./", "/")
+    assert "meta.json is not there" in missing(model=tmp_path)
+    monkeypatch.setitem(sys.modules, "gliner", SimpleNamespace(__spec__=True))
+    assert "gliner_config.json is not there" in missing(model=tmp_path, engine="gliner")
+    assert "none" in missing(model="none", engine="gliner")
+    monkeypatch.setitem(sys.modules, "gliner", None)
+    assert "gliner is missing" in missing(model=tmp_path, engine="gliner")
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    assert 'spacy is missing; run: pip install "gateway[names]"' in missing(model=names_pipeline)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
