@@ -48,6 +48,11 @@ class Names:
         self._known: Verdicts[tuple[Span, ...]] = Verdicts()
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether a text that is read now reaches the worker."""
+        return self._client.connected
+
     async def run(self) -> None:
         """Keep the connection to the worker up until cancelled."""
         self._loop = asyncio.get_running_loop()
