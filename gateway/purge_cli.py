@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from gateway.config import CLASSES, Config, redis_url
-from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.errors import ConfigError, GatewayError, Problem, did_you_mean
 from gateway.terminal import load_config, show_json, with_config, with_json
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def purge(
     if subject is not None and sum(map(str.isalnum, subject)) < 2:
         raise click.UsageError("--subject needs two letters or digits at least")
     config = load_config(path)
+    if model is not None and model not in config.models:
+        # What it was called before may still be kept under that name.
+        click.echo(f'note: {config.path} has no model "{model}"{did_you_mean(model, config.models)}', err=True)
     wanted = Selector(tenant=tenant, class_=class_, model=model, subject=subject)
     counts, problem, here = _state(config, wanted, dry_run=dry_run)
     try:
