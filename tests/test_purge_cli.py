@@ -66,7 +66,7 @@ def test_a_gateway_that_does_not_finish_is_told_apart_from_one_that_is_away(tmp_
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = {"url": f"http://127.0.0.1:{listener.getsockname()[1]}", "pid": 1, "admin_key": "gw-x"}
         (tmp_path / "state/run/server.json").write_text(json.dumps(server))
-        with pytest.raises(ConfigError, match="has not finished within 0.05 s, and may go on; purge again"):
+        with pytest.raises(ConfigError, match=r"has not finished within 0[.]05 s, and may go on; purge again"):
             purge_cli.ask_server(config.load(tmp_path / "config.toml"), "/v1/gateway/purge", {})
     with pytest.raises(ConfigError, match="does not answer"):
         purge_cli.ask_server(config.load(tmp_path / "config.toml"), "/v1/gateway/purge", {})
