@@ -149,8 +149,8 @@ def _fold_table() -> Mapping[str, str]:
 _FOLDED = _fold_table()
 _FOLDED_BY_CODE = MappingProxyType({ord(letter): plain for letter, plain in _FOLDED.items()})
 _FIRST_PLANE = "".join(re.escape(letter) for letter in _FOLDED if letter < "\U00010000")
-_FOLDABLE = re.compile("[" + _FIRST_PLANE + "\U00010000-\U0001ffff\U000e0000-\U000e01ef]")
-"""`re` looks characters of the first plane up in a bitmap but walks a list of all others, so those are two ranges."""
+_FOLDABLE = re.compile("[" + _FIRST_PLANE + "\U00010000-\U0001f2ff\U0001fb00-\U0001ffff\U000e0000-\U000e01ef]")
+"""`re` looks characters of the first plane up in a bitmap but walks a list of all others, so those are few ranges: all but emoji."""
 _ASCII = bytes(range(0x80))
 _FEW = 16
 """So many different characters are replaced one by one, each in a pass at the speed of memory."""

@@ -499,7 +499,8 @@ _PHONE_NAMED = Named(_PHONE_WORD, Rule("phone", re.compile(_NUMBER), _named_phon
 # Addresses on networks.
 
 _VERSION_WORD = re.compile(
-    rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|python|node|chrome|[=<>~^]=|\bsections?|chapter|figure|rfc)"
+    rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|bump|python|node|chrome|linux-|\bv8\b|\boid|objectidentifier"
+    rb"|[=<>~^]=|\bsections?|chapter|figure|rfc)"
     rb"[\W_]{0,6}(?:\w{1,12} )?$"
 )
 _VERSION_BYTES = 28
@@ -512,7 +513,7 @@ _HEX_WITH_DIGIT = re.compile(rb"(?i)(?=[a-f]*[0-9])[0-9a-f]{3,4}")
 _SECTION = re.compile(rb"(?://|/\*|\xa7) ?\Z")
 _FRACTION_BEFORE = re.compile(rb"(?<![0-9.])[0-9]*\.[0-9]+[ ,]?-?\Z")
 _FRACTION_BEHIND = re.compile(rb"[ ,]?-?[0-9]*\.[0-9]+(?:\.[0-9]+)?(?![0-9.])")
-_VERSION_BEHIND = re.compile(rb"-(?:[0-9](?![0-9])|[A-Za-z])")
+_VERSION_BEHIND = re.compile(rb"-(?:[0-9](?![0-9])|[A-Za-z])|\) [a-z\-]+; urgency=")
 
 
 def _in_path(match: Match, before: bytes) -> bool:
@@ -987,10 +988,13 @@ def _pem(match: Match) -> Span | None:
 
 
 _PLACEHOLDER = re.compile(
-    rb"(?i)[<{]|\$[({a-z_]|%[({sdr]|\*\*|\[[a-z<]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
+    rb"(?i)[<{]|%[({]|%[sdr]$|\*\*|\[[a-z<]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
 )
 _VERSION = re.compile(rb"[0-9]+[.:][0-9]")
-_IN_CODE = re.compile(rb"^[*&]?[A-Za-z_][\w:.]*[(\[](?:.*[)\](\[])?$|[a-z]{4}\w*\(|\$[{(]|[{}<>\\]|\|\||^[*.]+$")
+_IN_CODE = re.compile(
+    rb"^[*&]?[A-Za-z_][\w:.]*[(\[](?:.*[)\](\[])?$|[a-z]{4}\w*\(|^\$\(\w+\)|\$\{|[{}<>\\]|\|\||^[*.]+$"
+    rb"|^\$(?:[A-Z][A-Z0-9_]*|[a-z]+(?:_[a-z]+|[A-Z][a-z]+)*[0-9]?)$"
+)
 
 
 def _password_in_url(match: Match) -> Span | None:

@@ -390,6 +390,10 @@ def test_phone_numbers_are_found(text):
         "// 20.7.1.3 unique_ptr for arrays",
         "path 2.12 3.51.98.32 2.03.5 3.11.5",
         "x11-common (2.39.90.1-1) unstable",
+        "dpkg (1.15.7.1) unstable; urgency=low",
+        "// From linux-2.6.35.4/arch",
+        "Bump to 1.2.99.3",
+        'ObjectIdentifier("2.5.4.42")',
         "__version__ = '3.24.17.4'",
     ],
 )
@@ -655,6 +659,11 @@ def test_a_national_number_has_one_of_its_lengths(scheme):
         assert len(number) in scheme.lengths
 
     holds()
+
+
+def test_every_character_with_a_plain_form_is_looked_for():
+    """The pattern leaves out the planes and blocks in which none stands, such as emoji."""
+    assert all(privacy._FOLDABLE.fullmatch(letter) for letter in privacy._FOLDED)
 
 
 CROWD = "the key to a token is no secret: pwd, passcode. " * 12
