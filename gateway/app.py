@@ -92,6 +92,8 @@ class Front:
         self._activations: asyncio.Queue[control.Activate] = asyncio.Queue()
         self.problems: dict[str, str] = {}
         """Why a worker process is not ready, by worker name; front workers too."""
+        self.policy_problem = ""
+        """Why the policy files on the disk are not in force."""
         self.uplink = uplink
         self.spoken = Spoken()
         self.writer = _log_writer(self.config, start.name, self.spoken)
@@ -153,7 +155,9 @@ class Front:
         return Names(sockets["names"], max_chars=settings.max_chars, timeout_s=settings.timeout_s)
 
     def _opened(self, source: bytes) -> Generation:
-        return Generation.from_source(source, beside=self.names.beside if self.names is not None else None)
+        """The policies; where those of the last start ask for names that no model is set up for now, no text passes for read."""
+        names = self.names or Names("", max_chars=sys.maxsize, timeout_s=1.0)
+        return Generation.from_source(source, beside=names.beside)
 
     def _model_clients(self, sockets: Mapping[str, str]) -> dict[str, frames.Client]:
         made = {}
@@ -232,13 +236,19 @@ class Front:
         state = {
             "status": "draining" if self.draining else "ready" if serving and not log_problem else "not_ready",
             "policy": self.generation.label(self.config.policies.default),
+            "policy_files": self.policy_problem or "ok",
             "routes": {name: "up" if health.up else health.reason for name, health in states.items()},
-            "workers": {name: problem or "ready" for name, problem in self.problems.items()},
+            "workers": {name: problem or self._reached(name) for name, problem in self.problems.items()},
             "cache": list(self.cache.problems()),
             "log": log_problem or "ok",
             "responses": self.affinity.problem or "ok",
         }
         return serving and not log_problem, state
+
+    def _reached(self, worker: str) -> str:
+        """Of a worker process that is ready: whether a request would be served by it now."""
+        away = worker == "names" and self.names is not None and not self.names.connected
+        return "ready, and not yet connected" if away else "ready"
 
     async def page(self) -> tuple[bytes, str]:
         """The metrics page of all front workers. Raises Unavailable."""
@@ -264,6 +274,8 @@ class Front:
                 if frame.worker.startswith("model:"):
                     for local in self.local.values():
                         local.set_problem(frame.worker.removeprefix("model:"), frame.problem)
+            case control.PolicyNews():
+                self.policy_problem = frame.problem
             case control.Event():
                 self.emit(frame.name, **frame.fields)
 

@@ -87,11 +87,28 @@ def check(path: Path | None) -> None:
         if isinstance(upstream, OpenAIUpstream) and not urlsplit(upstream.base_url).path.strip("/")
     ]
     notes += _missing_weights(config)
+    notes += _names_notes(config, generation)
     for note in notes:
         click.echo(f"note: {note}")
     if problems:
         raise ConfigError(problems)
     click.echo("ok")
+
+
+def _names_notes(config: Config, generation: Generation | None) -> list[str]:
+    """Says on the way that nothing is missing."""
+    from gateway.names.needs import missing
+
+    if config.names is None:
+        return []
+    what = f"[names]: {config.names.engine} with {config.names_model()}"
+    reason = missing(config)
+    if reason is None:
+        click.echo(f"{what} is on this machine")
+    notes = [f"{what} cannot be loaded: {reason}"] if reason else []
+    if generation is not None and not generation.named:
+        notes.append("[names]: no policy maps person, location or organization to a class, so no name is looked for")
+    return notes
 
 
 def _missing_weights(config: Config) -> list[str]:
@@ -327,10 +344,27 @@ def logs_show(path: Path | None, request_id: str) -> None:
         raise ConfigError([Problem(str(folder), f"no line has the request id {request_id}")])
 
 
+def _known_event(_context: click.Context, _parameter: click.Parameter, given: str) -> str:
+    """An event of the log, or the first word of some. Raises BadParameter."""
+    from gateway.errors import did_you_mean
+    from gateway.events import EVENTS
+
+    known = sorted({*EVENTS, *(name.partition(".")[0] for name in EVENTS)})
+    if given and given not in known:
+        hint = did_you_mean(given, known) or f"; known: {', '.join(sorted(EVENTS))}"
+        raise click.BadParameter(f'no event is called "{given}"{hint}')
+    return given
+
+
 @logs.command("tail")
 @with_config
 @click.option("--follow", "-f", is_flag=True, help="Go on with every new line, until Ctrl-C.")
-@click.option("--event", default="", help="Only lines of this event; a first word takes all of its kind: cache, upstream.")
+@click.option(
+    "--event",
+    default="",
+    callback=_known_event,
+    help="Only lines of this event; a first word takes all of its kind: cache, upstream.",
+)
 @click.option("--request", "request_id", default="", help="Only lines of this request.")
 @click.option(
     "--lines", "-n", type=click.IntRange(min=0), default=20, show_default=True, help="How many of the last lines to begin with."
@@ -339,13 +373,20 @@ def logs_tail(path: Path | None, follow: bool, event: str, request_id: str, line
     """Print the last lines of the log, oldest first."""
     from gateway import stats
 
+    shown = 0
+
     def out(line: bytes) -> None:
+        nonlocal shown
+        shown += 1
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 
-    _tell_damaged(
-        stats.tail(_log_folder(load_config(path)), out=out, follow=follow, event=event, request_id=request_id, last=lines)
-    )
+    folder = _log_folder(load_config(path))
+    _tell_damaged(stats.tail(folder, out=out, follow=follow, event=event, request_id=request_id, last=lines))
+    if lines and not shown and not follow:
+        asked = [f"event {event}"] if event else []
+        asked += [f"request id {request_id}"] if request_id else []
+        click.echo(f"{folder}: no line{' with ' + ' and '.join(asked) if asked else ''}", err=True)
 
 
 def _log_folder(config: Config) -> Path:

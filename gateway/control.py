@@ -62,6 +62,13 @@ class WorkerNews(Struct, frozen=True, tag="worker_news"):
     id: int = 0
 
 
+class PolicyNews(Struct, frozen=True, tag="policy_news"):
+    """Supervisor → front: how the policy files on the disk are. An empty `problem` means that what they say is in force."""
+
+    problem: str
+    id: int = 0
+
+
 class Event(Struct, frozen=True, tag="event"):
     """Supervisor → one front: a lifecycle event for the log, since front workers own the log files."""
 
@@ -104,7 +111,7 @@ class WantPage(Struct, frozen=True, tag="want_page"):
     id: int
 
 
-News = Activate | WorkerNews | Event
+News = Activate | WorkerNews | PolicyNews | Event
 ToFront = Start | News | Count | Page
 FromFront = Standing | Counted | WantPage
 
@@ -151,7 +158,7 @@ class Uplink:
                     case Page():
                         if (asked := self._asked.get(frame.id)) is not None and not asked.done():
                             asked.set_result(frame)
-                    case Activate() | WorkerNews() | Event():
+                    case Activate() | WorkerNews() | PolicyNews() | Event():
                         await hear(frame)
                     case Start():
                         raise AssertionError("Start comes once, first")
@@ -250,7 +257,7 @@ class Fronts:
             front.stuck = False
             self._tell(front.name, "")
 
-    def send(self, frame: Activate | WorkerNews) -> None:
+    def send(self, frame: Activate | WorkerNews | PolicyNews) -> None:
         """Tell every front worker."""
         for front in self._fronts:
             front.send(frame)

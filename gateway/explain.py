@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.errors import ConfigError, Problem
-from gateway.facts import Facts
+from gateway.facts import Facts, because, unsearched_text
 from gateway.policy.decide import decide, expected_cost_usd, expected_ttft_ms, pin, worst_cost_usd, worst_output
 from gateway.policy.decision import Decision, Health, HealthOf, Option, encode
 from gateway.policy.generation import Generation
@@ -72,7 +72,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         rows = [
             ("policy", decision.policy),
             ("route", decision.rule or "none"),
-            ("class", self.facts.class_ + (f" ({', '.join(self.facts.found)} found)" if self.facts.found else "")),
+            ("class", self.facts.class_ + because(self.facts)),
             ("limits", ", ".join(decision.limits) or "none"),
             ("cache", decision.cache),
             ("text in log", "yes" if decision.log_text else "no"),
@@ -109,7 +109,7 @@ def explain(
     """
     decision = decide(generation, policy_name, facts, health)
     if pinned:
-        decision = pin(decision, pinned)
+        decision = pin(decision, facts, pinned)
     removed = {one.option: (one.by, one.said) for one in decision.removed}
     places = {chosen.option.name: place for place, chosen in enumerate(decision.candidates, 1)}
     elsewhere = ("pin", f'"{pinned}" keeps what this request goes on from')
@@ -168,6 +168,8 @@ def reason(facts: Facts, decision: Decision) -> str:
         "refusal": decision.refusal.kind if decision.refusal else None,
         "removed": [f"{one.option}: {one.by}: {one.said}" for one in decision.removed],
     }
+    if facts.unsearched:
+        told["because"] = unsearched_text(facts.unsearched)
     while len(text := _printable(json.dumps(told, separators=(",", ":")))) > REASON_CHARS:
         longest = max(("removed", "order", "limits", "found"), key=lambda name: len(str(told[name])))
         if not told[longest]:

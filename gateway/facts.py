@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -30,6 +31,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     class_: Class = msgspec.field(name="class", default="public")
     found: tuple[str, ...] = ()
     """Kinds of sensitive text that were found, sorted."""
+    unsearched: str = ""
+    """Why the text could not be searched, and so is restricted: a word of UNSEARCHED, or the type of another failure."""
     class_floor: Class = "public"
     """What key, header and earlier response demanded, whatever was found: with it, other `[classes]` can be tried out later."""
     tenant: str = ""
@@ -64,6 +67,18 @@ class Facts(Struct, frozen=True, kw_only=True):
     seed: str = ""
     """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
 
+
+UNSEARCHED: Mapping[str, str] = MappingProxyType(
+    {
+        "Oversize": "it is longer than the text that is searched, server.max_scan_chars; send less",
+        "TooManyCandidates": "it holds too much that looks like sensitive data and is none; send it in parts",
+        "NamesAway": "names could not be looked for: the names worker is away; try again later",
+        "NamesLate": "names could not be looked for: the names worker did not answer in time; try again later",
+        "NamesFailed": "names could not be looked for: the names worker failed on a text",
+        "NamesTooLong": "names could not be looked for: too much of it is new, above names.max_chars; send it in parts",
+    }
+)
+"""What keeps a text from being searched, in words for client and operator. Failures go by the name of their type."""
 
 MOST_TOKENS = 2**53
 """What a client allows beyond this is taken as this: it may have hundreds of digits, and sums and logs end sooner."""
@@ -101,6 +116,7 @@ def judge(
         class_=_higher(found_class, floor),
         class_floor=floor,
         found=tuple(sorted(scan.kinds)) if scan.kinds else (),
+        unsearched=unsearched(scan),
         tenant=tenant,
         key_label=key_label,
         tags=_tags(headers["x-gateway-tags"], detector) if "x-gateway-tags" in headers else (),
@@ -120,6 +136,24 @@ def judge(
         task=task_of(request.data) if with_task else "",
         seed=seed,
     )
+
+
+def unsearched(scan: privacy.Scan) -> str:
+    """Why a scan says nothing of its text, in a word; empty when it does."""
+    return "Oversize" if scan.oversize else scan.failed
+
+
+def unsearched_text(cause: str) -> str:
+    """Why a text could not be searched, for people. `cause` is as in the facts."""
+    return UNSEARCHED.get(cause) or f"the search for sensitive text failed ({cause})"
+
+
+def because(facts: Facts) -> str:
+    """What gave a request its class, to stand in brackets behind it: the kinds found, and what kept it from being searched."""
+    causes = [f"{', '.join(facts.found)} found"] if facts.found else []
+    if facts.unsearched:
+        causes.append(f"because {unsearched_text(facts.unsearched)}")
+    return f" ({'; '.join(causes)})" if causes else ""
 
 
 def hour(now: float) -> int:

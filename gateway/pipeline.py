@@ -339,7 +339,7 @@ class Pipeline:
         health = self._health_of(generation, facts.model)
         decision = decide(generation, self._policy(incoming, generation), facts, health)
         if before.made is not None:
-            decision = pin(decision, before.made.upstream)
+            decision = pin(decision, facts, before.made.upstream)
         self._tell(decision, facts, incoming, ledger, health=health, pinned=before.made.upstream if before.made else None)
         return decision
 
@@ -469,7 +469,7 @@ def _check_store(request: wire.Request, facts: Facts) -> None:
 
 
 def _store_forbidden(facts: Facts) -> InvalidRequest:
-    message = f"A request of class {facts.class_} must not be stored; send `store: false`."
+    message = f"A request of class {facts.class_}{facts_of.because(facts)} must not be stored; send `store: false`."
     return InvalidRequest(message, param="store", code="store_forbidden")
 
 
@@ -510,7 +510,7 @@ _OUTCOMES = {"off": "off", "class": "off", "no_cache": "bypass"}
 
 
 def _note_request(ledger: Ledger, request: wire.Request, facts: Facts) -> None:
-    ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
+    ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found, unsearched=facts.unsearched)
 
 
 def _note_hit(ledger: Ledger, hit: Hit) -> None:

@@ -12,12 +12,15 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+
+from gateway.errors import GatewayError
 
 EXIT_UNUSABLE = 78
 """Exit status of a worker that cannot work until an operator acts (weights missing, say); it is not restarted in a loop."""
@@ -30,6 +33,8 @@ BLOCKED_S = 2.0
 """Between two looks at what keeps a worker from being started."""
 STOP_S = 5.0
 """A worker that has not ended this long after SIGTERM is killed."""
+NICE = 5
+"""Added to the niceness of a worker with a model: its answer may come a little later, the front workers' may not."""
 
 
 class Status(Struct, frozen=True):
@@ -64,6 +69,41 @@ async def until_stopped() -> None:
         transport.close()
         return
     await stopped.wait()
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]], path: str) -> int:
+    """Work behind front workers on the socket at `path` until told to stop, then leave at once; the exit status.
+
+    A GatewayError of the work is why it cannot be done until an operator acts.
+    """
+    os.nice(NICE)
+    try:
+        asyncio.run(_work_until_stopped(work, path))
+    except GatewayError as error:
+        report("failed", str(error))
+        return EXIT_UNUSABLE
+    return 0
+
+
+async def _work_until_stopped(work: Callable[[], Coroutine[Any, Any, None]], path: str) -> None:
+    stopped = asyncio.create_task(until_stopped())
+    working = asyncio.create_task(work())
+    done, _ = await asyncio.wait({stopped, working}, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    Path(path).unlink(missing_ok=True)  # noqa: ASYNC240 - the loop has nothing left to do
+    # A thread may be in the middle of a load, a step or a text; waiting for it would only delay the end.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def listen(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any], path: str) -> asyncio.Server:
+    """Listen on a Unix socket, for this user alone. Raises GatewayError with the mend."""
+    os.umask(0o077)
+    try:
+        return await asyncio.start_unix_server(serve, path)
+    except OSError as error:
+        raise GatewayError(f"cannot listen on {path}: {error}; choose a shorter or writable folder for sockets") from error
 
 
 Started = tuple[asyncio.subprocess.Process, Awaitable[str]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import threading
+import time
 from collections.abc import Awaitable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,16 @@ import click
 import msgspec
 
 from gateway.config import CLASSES, Config, redis_url
-from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.errors import ConfigError, GatewayError, Problem, did_you_mean
 from gateway.terminal import load_config, show_json, with_config, with_json
 
 if TYPE_CHECKING:
     from gateway.purge import Selector
 
+TELL_EVERY_S = 2.0
+"""Between two lines about what a purge still waits for."""
+ANSWER_S = 600.0
+"""The running gateway has this long for what it holds."""
 SEGMENT = "purge"
 """The command's own log files, beside those of the front workers."""
 _WORDS = {
@@ -59,10 +65,14 @@ def purge(
     if subject is not None and sum(map(str.isalnum, subject)) < 2:
         raise click.UsageError("--subject needs two letters or digits at least")
     config = load_config(path)
+    if model is not None and model not in config.models:
+        # What it was called before may still be kept under that name.
+        click.echo(f'note: {config.path} has no model "{model}"{did_you_mean(model, config.models)}', err=True)
     wanted = Selector(tenant=tenant, class_=class_, model=model, subject=subject)
     counts, problem, here = _state(config, wanted, dry_run=dry_run)
     try:
-        logs = purge_logs(config.logs_folder, wanted, dry_run=dry_run)
+        with _telling(f"for the log files in {config.logs_folder}; those that are done stay done"):
+            logs = purge_logs(config.logs_folder, wanted, dry_run=dry_run)
     except OSError as error:
         where = str(error.filename or config.logs_folder)
         unread = Problem(
@@ -86,6 +96,26 @@ def purge(
         raise ConfigError(logs.problems)
 
 
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """While this lasts, say on standard error now and then what it waits for, and what may be done."""
+    over = threading.Event()
+    began = time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(TELL_EVERY_S):
+            seconds = time.monotonic() - began
+            click.echo(f"purge: {seconds:.0f} s: waiting {what}. Wait on, or end it with Ctrl-C and purge again", err=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _state(config: Config, wanted: Selector, *, dry_run: bool) -> tuple[dict[str, int], GatewayError | None, bool]:
     """Erase what a running gateway holds, by asking it; without one, in its files, which is what the last value says."""
     from gateway.supervisor import hold_state
@@ -99,7 +129,7 @@ def _state(config: Config, wanted: Selector, *, dry_run: bool) -> tuple[dict[str
         except ConfigError as error:
             return {}, error, False
         return dict(said["counts"]), None, False
-    with closing(lock):
+    with closing(lock), _telling(f"for what is kept in {config.state_dir}; places that are done stay done"):
         return *asyncio.run(_in_files(config, wanted, dry_run=dry_run)), True
 
 
@@ -217,7 +247,12 @@ def ask_server(config: Config, path: str, body: dict[str, Any]) -> Any:
     try:
         server = json.loads(known.read_bytes())
         headers = {"authorization": f"Bearer {server['admin_key']}"}
-        response = httpx.post(server["url"] + path, json=body, headers=headers, timeout=600, trust_env=False)
+        whom = f"for the gateway at {server['url']} (process {server['pid']}), which goes on without this command"
+        with _telling(whom):
+            response = httpx.post(server["url"] + path, json=body, headers=headers, timeout=ANSWER_S, trust_env=False)
+    except httpx.ReadTimeout:
+        message = f"the gateway has not finished within {ANSWER_S:g} s, and may go on; purge again when its log has `data.purged`"
+        raise ConfigError([Problem(str(known), message)]) from None
     except (OSError, ValueError, KeyError, httpx.HTTPError):
         message = "the gateway that was started with this config does not answer; purge again when it does, or stop it"
         raise ConfigError([Problem(str(known), message)]) from None

@@ -269,7 +269,7 @@ class Replayer:
                 return "its class may be lower now, and by how much was not logged"
             facts = replace(facts, class_=class_)
         decision = decide(self._now, past.name, facts, line.health)
-        return pin(decision, line.pinned) if line.pinned else decision
+        return pin(decision, facts, line.pinned) if line.pinned else decision
 
     def _again(self, line: _Decided[Facts], raw: bytes) -> None:
         decision = self.decide(line, raw)

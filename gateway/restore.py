@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from gateway import literals, privacy, sse, wire
 from gateway.errors import Forbidden, UpstreamFailed
+from gateway.facts import UNSEARCHED, unsearched, unsearched_text
 from gateway.ledger import Ledger
 from gateway.redact import ARGUMENTS, Channel, Redactor, Unmaskable, Vault
 from gateway.upstreams import Answer, Call, Piece
@@ -42,7 +43,9 @@ async def masked(
 
     def mask() -> Call:
         asked = privacy.scan(unquote_plus(call.path), max_chars=max_chars, detector=detector)
-        if asked.kinds or asked.failed or asked.oversize:
+        if cause := unsearched(asked):
+            raise Unmaskable(unsearched_text(cause))
+        if asked.kinds:
             raise Unmaskable("the query of its URL cannot be masked")
         body, vault = redactor.mask(call.body, tenant=tenant, max_chars=max_chars, detector=detector)
         return replace(call, body=body, vault=vault)
@@ -51,7 +54,8 @@ async def masked(
         aside = detector.waits or len(call.body) > LOOP_BYTES
         made = await asyncio.to_thread(mask) if aside else mask()
     except Exception as error:  # noqa: BLE001 - the promise is to fail closed, whatever happened; only our own words are told
-        why = str(error) if isinstance(error, Unmaskable) else f"masking it failed ({type(error).__name__})"
+        kind = type(error).__name__
+        why = str(error) if isinstance(error, Unmaskable) else UNSEARCHED.get(kind, f"masking it failed ({kind})")
         ledger.event("redaction.failed", upstream=upstream, reason=why)
         said = f'The policy lets this request leave for "{upstream}" only masked, and that cannot be done: {why}.'
         raise Forbidden(said, code="redaction_failed") from None

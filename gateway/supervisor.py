@@ -31,7 +31,7 @@ from gateway.errors import ConfigError, Problem
 from gateway.files import make_private, write_atomically
 from gateway.policy.generation import Generation
 from gateway.policy.generation import load as load_policies
-from gateway.policy.store import Activated, Broken, Store, Waiting, Watcher
+from gateway.policy.store import Activated, Broken, Change, Store, Waiting, Watcher
 from gateway.process import STOP_S, Child, Started, states
 
 POLL_S = 0.5
@@ -50,15 +50,21 @@ class Supervisor:
     """Everything that outlives a worker process: config, policies, the listening sockets, the children."""
 
     def __init__(
-        self, config: Config, generation: Generation, store: Store, listeners: Mapping[str, socket.socket], *, notice: str
+        self,
+        config: Config,
+        generation: Generation,
+        store: Store,
+        listeners: Mapping[str, socket.socket],
+        *,
+        change: Change,
     ) -> None:
-        """`listeners` are by the name of the front worker that takes connections from them."""
+        """`listeners` are by the name of the front worker that takes connections from them; `change`: what the files would be."""
         self._config = config
         self._generation = generation
         self._store = store
         self._number = 1
         self._listeners = listeners
-        self._notice = notice
+        self._change = change
         self._run_dir = _run_dir(config)
         self._sockets = {"cache": str(self._run_dir / "cache.sock")}
         for name in config.chat_models():
@@ -217,7 +223,10 @@ class Supervisor:
 
     async def _talk(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, start: control.Start) -> str:
         activate = control.Activate(number=self._number, source=self._generation.source())
-        news = [control.WorkerNews(worker=worker, problem=problem) for worker, problem in self._problems.items()]
+        news: list[control.ToFront] = [
+            control.PolicyNews(problem=_not_in_force(self._change)),
+            *(control.WorkerNews(worker=worker, problem=problem) for worker, problem in self._problems.items()),
+        ]
         await self._fronts.talk(name, reader, writer, (start, activate, *news))
         return ""
 
@@ -246,7 +255,11 @@ class Supervisor:
         watcher = Watcher(self._config, self._config.policies_folder, self._store)
         while True:
             await asyncio.sleep(POLL_S)
-            match await asyncio.to_thread(watcher.poll):
+            change = await asyncio.to_thread(watcher.poll)
+            if change is not None:
+                self._change = change
+                self._fronts.send(control.PolicyNews(problem=_not_in_force(change)))
+            match change:
                 case Activated(generation):
                     self._activate(generation)
                 case Waiting() as waiting:
@@ -284,8 +297,8 @@ class Supervisor:
         lines += [f"  worker   {name}: {self._problems[name] or 'ready'}" for name in self._workers()]
         if len(self._listeners) > 1:
             lines.append(f"  fronts   {len(self._listeners)} front workers")
-        if self._notice:
-            lines += ["", self._notice]
+        if isinstance(self._change, Waiting):
+            lines += ["", _waiting_text(self._change)]
         model = "auto" if "auto" in self._config.models else next(iter(self._config.models), "MODEL")
         body = '{"model":"' + model + '","messages":[{"role":"user","content":"What is the capital of France?"}]}'
         lines += [
@@ -316,6 +329,18 @@ def _waiting_text(waiting: Waiting) -> str:
     return (
         f"gateway: the changed policies would lose:\n{lines}\n  The last good ones stay in force; to accept: gateway policy apply"
     )
+
+
+def _not_in_force(change: Change) -> str:
+    """Why the policy files are not what is in force, for /ready, which anybody may read: no more than places and numbers."""
+    match change:
+        case Waiting(_, lost, hash_):
+            return f"@{hash_} would lose {len(lost)} of what limits, and waits for: gateway policy apply"
+        case Broken(problems):
+            places = ", ".join(dict.fromkeys(problem.place for problem in problems[:3]))
+            return f"broken at {places}; the last good ones stay in force; gateway policy check says more"
+        case _:
+            return ""
 
 
 def _run_dir(config: Config) -> Path:
@@ -399,8 +424,8 @@ def _check_log_folder(config: Config) -> None:
         raise ConfigError([Problem(str(folder), message)]) from None
 
 
-def _first_generation(config: Config, store: Store) -> tuple[Generation, str]:
-    """The policies to start with, and a notice for a person. A broken or lossy folder never weakens what was in force."""
+def _first_generation(config: Config, store: Store) -> tuple[Generation, Change]:
+    """The policies to start with, and what the folder would be. A broken or lossy one never weakens what was in force."""
     try:
         generation = load_policies(config, config.policies_folder)
     except ConfigError as error:
@@ -411,9 +436,9 @@ def _first_generation(config: Config, store: Store) -> tuple[Generation, str]:
             "gateway: the policies cannot be used; those of the last start stay in force:\n  "
             + "\n  ".join(str(error).splitlines())
         )
-        return active, ""
+        return active, Broken(error.problems)
     change = store.propose(generation)
-    return change.generation, _waiting_text(change) if isinstance(change, Waiting) else ""
+    return change.generation, change
 
 
 def serve(config: Config) -> int:
@@ -425,15 +450,17 @@ def serve(config: Config) -> int:
         _check_log_folder(config)
         KeyFile(config.state_dir / "keys.json").read()
         store = Store(config.state_dir / "policies")
-        generation, notice = _first_generation(config, store)
+        generation, change = _first_generation(config, store)
         listeners = _listen(config)
         with ExitStack() as open_:
             for listener in listeners.values():
                 open_.enter_context(listener)
-            return asyncio.run(_run(config, generation, store, listeners, notice))
+            return asyncio.run(_run(config, generation, store, listeners, change))
     finally:
         lock.close()
 
 
-async def _run(config: Config, generation: Generation, store: Store, listeners: Mapping[str, socket.socket], notice: str) -> int:
-    return await Supervisor(config, generation, store, listeners, notice=notice).run()
+async def _run(
+    config: Config, generation: Generation, store: Store, listeners: Mapping[str, socket.socket], change: Change
+) -> int:
+    return await Supervisor(config, generation, store, listeners, change=change).run()

@@ -166,7 +166,7 @@ class _Server(uvicorn.Server):
 
 
 def _config_text(upstreams, server):
-    parts = ["[server]\n" + server + '\n[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n']
+    parts = ["[server]\n" + server + '\n[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n[names]\nmodel = "none"\n']
     for name, fields in upstreams.items():
         kind = "openai" if "base_url" in fields else "echo"
         settings_ = {"kind": kind, "zone": "local", "takes_up_to": "restricted", **fields}

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"national_ids"},
-    {"errors", "sse", "events", "sinks", "recognisers", "files", "process", "ledger", "patience", "literals", "lengths"},
+    {"errors", "sse", "events", "sinks", "recognisers", "files", "ledger", "patience", "literals", "lengths"},
     {"terms"},
-    {"tomlfile", "frames", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
+    {"tomlfile", "frames", "process", "wire", "stream", "tasks", "tokens", "privacy", "logs", "metrics"},
     {"config", "stats", "dialects", "control", "output_scan", "redact"},
     {"spoken"},
     {"facts", "auth", "weights", "affinity"},

@@ -33,7 +33,7 @@ def line(made, request, health, *, pinned=None, id_="req_1", **changes):
     """The line that a gateway under these policies writes for a request."""
     decision = decide(made, "p0", request, health)
     if pinned:
-        decision = pin(decision, pinned)
+        decision = pin(decision, request, pinned)
     fields = pipeline.decided(request, decision, health) | {"detector": detector_version(), "pinned": pinned}
     head = {"time": "2026-11-23T06:38:35.074197Z", "event": "route.decided", "level": "info", "request_id": id_}
     return msgspec.json.encode(head | fields | changes) + b"\n"

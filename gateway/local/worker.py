@@ -12,10 +12,10 @@ import argparse
 import asyncio
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ import msgspec
 
 from gateway import frames as wire
 from gateway import process
-from gateway.errors import GatewayError, WorkerGone
+from gateway.errors import WorkerGone
 from gateway.local.frames import Cancel, Failed, Finished, FromWorker, Generate, Hello, to_worker_decoder
 from gateway.local.quiet import hush
 from gateway.weights import WeightsError
@@ -31,9 +31,6 @@ from gateway.weights import WeightsError
 if TYPE_CHECKING:
     from gateway.local.engine import Engine
     from gateway.local.model import Loaded, Reader
-
-NICE = 5
-"""Added to this process' niceness: an answer may come a little later, the front workers may not."""
 
 _MOST_UNREAD_BYTES = 16 * 1024 * 1024
 """A front worker that leaves more than this unread has hung; its connection is closed."""
@@ -154,26 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load, listen, serve until told to stop. Returns the exit status."""
     options = _options(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
-    os.nice(NICE)
-    try:
-        asyncio.run(_run(options))
-    except GatewayError as error:
-        process.report("failed", str(error))
-        return process.EXIT_UNUSABLE
-    return 0
-
-
-async def _run(options: argparse.Namespace) -> None:
-    """Everything between start and stop; a stop while loading ends at once, too."""
-    stopped = asyncio.create_task(process.until_stopped())
-    working = asyncio.create_task(_work(options))
-    done, _ = await asyncio.wait({stopped, working}, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    Path(options.socket).unlink(missing_ok=True)  # noqa: ASYNC240 - the loop has nothing left to do
-    # A torch thread may be in the middle of a step or a load; waiting for it would only delay the end.
-    sys.stderr.flush()
-    os._exit(0)
+    return process.run(partial(_work, options), options.socket)
 
 
 async def _work(options: argparse.Namespace) -> None:
@@ -182,13 +160,7 @@ async def _work(options: argparse.Namespace) -> None:
         loaded, engine, reader = await loop.run_in_executor(loader, _load, options)
     hello = Hello(options.name, loaded.quantization, loaded.device, loaded.context, options.max_rows)
     worker = Worker(hello, engine, reader, max_rows=options.max_rows, max_waiting=options.max_waiting)
-    os.umask(0o077)
-    try:
-        server = await asyncio.start_unix_server(worker.serve, options.socket)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot listen on {options.socket}: {error}; choose a shorter or writable folder for sockets"
-        ) from error
+    server = await process.listen(worker.serve, options.socket)
     process.report("ready", f"{options.name} on {loaded.device}, {loaded.quantization}, {loaded.context} tokens of context")
     async with server:
         await worker.run_engine()

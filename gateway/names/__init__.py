@@ -21,7 +21,19 @@ from gateway.recognisers import SEPARATOR
 _NO_SPANS: tuple[Span, ...] = ()
 
 
-class TooLong(Exception):
+class NamesAway(WorkerGone):
+    """Nobody who could read was there."""
+
+
+class NamesLate(WorkerGone):
+    """The worker did not answer in time."""
+
+
+class NamesFailed(WorkerGone):
+    """The model failed on a text."""
+
+
+class NamesTooLong(Exception):
     """More text than the model is to read for one request."""
 
 
@@ -36,6 +48,11 @@ class Names:
         self._known: Verdicts[tuple[Span, ...]] = Verdicts()
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether a text that is read now reaches the worker."""
+        return self._client.connected
+
     async def run(self) -> None:
         """Keep the connection to the worker up until cancelled."""
         self._loop = asyncio.get_running_loop()
@@ -48,8 +65,8 @@ class Names:
     def read(self, texts: Sequence[str]) -> list[tuple[Span, ...]]:
         """The names in each text; what was read before is remembered by digest.
 
-        Raises WorkerGone when the worker is away, failed or late, TooLong above `max_chars`, and AssertionError on the event
-        loop, which would wait for itself.
+        Raises NamesAway, NamesLate or NamesFailed, NamesTooLong above `max_chars`, and AssertionError on the event loop, which
+        would wait for itself.
         """
         marks = [self._known.digest(text) if _speaks(text) else b"" for text in texts]
         known = {mark: self._known.get(mark) if mark else _NO_SPANS for mark in marks}
@@ -63,12 +80,12 @@ class Names:
 
     def _ask(self, texts: list[str]) -> list[list[Span]]:
         if sum(map(len, texts)) > self._max_chars:
-            raise TooLong
+            raise NamesTooLong
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is self._loop:
                 raise AssertionError("names are read on a thread, never on the event loop")
         if self._loop is None:
-            raise WorkerGone("nobody keeps the connection to the names worker")
+            raise NamesAway("nobody keeps the connection to the names worker")
         call = asyncio.run_coroutine_threadsafe(
             self._client.ask(Read(self._client.next_id(), texts, self._timeout_s)), self._loop
         )
@@ -76,9 +93,11 @@ class Names:
             answer = call.result(self._timeout_s)
         except (TimeoutError, CancelledError):
             call.cancel()
-            raise WorkerGone(f"the names worker did not answer within {self._timeout_s:g} s") from None
+            raise NamesLate(f"the names worker did not answer within {self._timeout_s:g} s") from None
+        except WorkerGone as error:
+            raise NamesAway(str(error)) from None
         if not isinstance(answer, Found) or len(answer.spans) != len(texts):
-            raise WorkerGone("the names worker failed on a text")
+            raise NamesFailed("the names worker failed on a text")
         return answer.spans
 
 

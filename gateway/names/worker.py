@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import get_args
 
 from gateway import frames as wire
 from gateway import process
-from gateway.errors import GatewayError, WorkerGone
+from gateway.errors import WorkerGone
 from gateway.names import engines
 from gateway.names.frames import Failed, Found, FromWorker, Read, to_worker_decoder
-from gateway.weights import WeightsError
-
-NICE = 5
-"""Added to this process' niceness: a name may be found a little later, the front workers may not."""
 
 
 class Worker:
@@ -68,38 +63,14 @@ class Worker:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load, listen, serve until told to stop. Returns the exit status."""
     options = _options(arguments)
-    os.nice(NICE)
-    try:
-        asyncio.run(_run(options))
-    except GatewayError as error:
-        process.report("failed", str(error))
-        return process.EXIT_UNUSABLE
-    return 0
-
-
-async def _run(options: argparse.Namespace) -> None:
-    """Everything between start and stop; a stop while loading ends at once, too."""
-    stopped = asyncio.create_task(process.until_stopped())
-    working = asyncio.create_task(_work(options))
-    done, _ = await asyncio.wait({stopped, working}, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    Path(options.socket).unlink(missing_ok=True)  # noqa: ASYNC240 - the loop has nothing left to do
-    # The thread may be in the middle of a load or a text; waiting for it would only delay the end.
-    sys.stderr.flush()
-    os._exit(0)
+    return process.run(partial(_work, options), options.socket)
 
 
 async def _work(options: argparse.Namespace) -> None:
     process.report("loading", f"loading {options.engine} with {options.model}")
     with ThreadPoolExecutor(1, "loader") as loader:
         engine = await asyncio.get_running_loop().run_in_executor(loader, _load, options)
-    os.umask(0o077)
-    try:
-        server = await asyncio.start_unix_server(Worker(engine).serve, options.socket)
-    except OSError as error:
-        message = f"cannot listen on {options.socket}: {error}; choose a shorter or writable folder for sockets"
-        raise WeightsError(message) from error
+    server = await process.listen(Worker(engine).serve, options.socket)
     process.report("ready", f"{options.engine} with {options.model}")
     async with server:
         await server.serve_forever()

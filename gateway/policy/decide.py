@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.errors import Conflict, Forbidden, did_you_mean
-from gateway.facts import Facts
+from gateway.facts import Facts, because
 from gateway.policy.decision import CacheMode, Chosen, Decision, Health, HealthOf, Option, Refusal, Removed
 from gateway.policy.generation import RANK, USUAL_OUTPUT_TOKENS, Generation, Limit, Route, Row, long_output
 from gateway.privacy import UNSCANNABLE
@@ -461,7 +461,6 @@ def _refusal(
     if not found.fitting:
         return Refusal(kind="unsupported", message=_unsupported_text(generation.rows_for(facts.model), facts))
     if not wanted:
-        kinds = f" ({', '.join(facts.found)} found)" if facts.found else ""
         if allowed:
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
@@ -469,15 +468,18 @@ def _refusal(
             cause += _unmasked_text(limits, cleared, facts)
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
-        return Refusal(
-            kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{kinds}: {cause}."
-        )
+        message = f"The policy does not allow this request of class {facts.class_}{because(facts)}: {cause}."
+        return Refusal(kind="forbidden", message=message)
     states = dict.fromkeys(f"{row.option.upstream}: {_state_text(health[row.name])}" for row in wanted)
     causes = "; ".join([*states, *_inabilities(generation, facts)])
     should_retry = any(not health[row.name].off for row in wanted)
-    return Refusal(
-        kind="unavailable", message=f"No upstream that may serve this is available ({causes}).", should_retry=should_retry
-    )
+    message = f"No upstream that may serve this{_confined_text(facts)} is available ({causes})."
+    return Refusal(kind="unavailable", message=message, should_retry=should_retry)
+
+
+def _confined_text(facts: Facts) -> str:
+    """Why so few may serve a request, where that is nothing in its text."""
+    return f" request of class {facts.class_}{because(facts)}" if facts.unsearched else ""
 
 
 def _inabilities(generation: Generation, facts: Facts) -> list[str]:
@@ -516,7 +518,7 @@ def _unsupported_text(rows: Collection[Row], facts: Facts) -> str:
     return f"Prompt and answer may take {needed} tokens; the maximum context length that can serve this is {longest} tokens."
 
 
-def pin(decision: Decision, upstream: str, *, what: str = "the previous response") -> Decision:
+def pin(decision: Decision, facts: Facts, upstream: str, *, what: str = "the previous response") -> Decision:
     """Only the candidates of one upstream, which keeps what the request goes on from. Narrows the set, never widens it.
 
     `what` it keeps, in the words of a message.
@@ -529,7 +531,7 @@ def pin(decision: Decision, upstream: str, *, what: str = "the previous response
         said = f'"{upstream}" keeps {what} and is not available.'
         return replace(decision, candidates=(), refusal=Refusal(kind="unavailable", message=said, should_retry=True))
     if causes & {"class", "store", "limit", "cost", "redact", "route"}:
-        said = f'The policy does not allow this request to go to "{upstream}", which keeps {what}.'
+        said = f'The policy does not allow this{_confined_text(facts) or " request"} to go to "{upstream}", which keeps {what}.'
         return replace(decision, candidates=(), refusal=Refusal(kind="forbidden", message=said))
     said = f'"{upstream}" keeps {what} and does not serve this model; name the model that made it.'
     return replace(decision, candidates=(), refusal=Refusal(kind="unsupported", message=said))

@@ -65,6 +65,8 @@ class Catalogue(Struct, frozen=True, kw_only=True):
     substitutable: tuple[str, ...]
     """Public names that stand for anything the policy allows."""
     bindings: tuple[Binding, ...] = ()
+    knows_names: bool = True
+    """Whether a model is set up that finds the NAMED_KINDS. What was archived without a word of it was checked then."""
 
     @classmethod
     def of(cls, config: Config) -> Catalogue:
@@ -74,6 +76,7 @@ class Catalogue(Struct, frozen=True, kw_only=True):
             models={name: tuple(_options(config, name)) for name in config.models},
             substitutable=tuple(name for name, model in config.models.items() if model.substitutable),
             bindings=tuple(_bindings(config)),
+            knows_names=config.names is not None,
         )
 
     def options(self) -> tuple[Option, ...]:
@@ -316,12 +319,7 @@ class Generation:
 
 def load(config: Config, folder: Path) -> Generation:
     """Read every policy file of a folder. Raises ConfigError with every problem found, each with place and mend."""
-    made = Generation(read_folder(folder), Catalogue.of(config), folder=folder.name)
-    if made.named and config.names is None:
-        kinds = ", ".join(sorted(made.named))
-        message = f"maps {kinds} to a class, which only a model finds; set one up as [names] in {config.path}, or leave them out"
-        raise ConfigError([Problem(f"{folder.name}: classes", message)])
-    return made
+    return Generation(read_folder(folder), Catalogue.of(config), folder=folder.name)
 
 
 def policy_files(folder: Path) -> list[Path]:
@@ -389,6 +387,7 @@ def _documents(files: Mapping[str, str], catalogue: Catalogue, folder: str) -> l
     problems.extend(folder_faults(documents))
     if not problems:
         problems.extend(_binding_faults(documents, catalogue, folder))
+        problems.extend(_name_faults(documents, catalogue))
         problems.extend(_closed_classes(documents, catalogue))
     if problems:
         raise ConfigError(problems)
@@ -405,6 +404,28 @@ def _binding_faults(documents: Iterable[Document], catalogue: Catalogue, folder:
         elif binding.policy not in routed:
             file = files[binding.policy].file.name
             yield Problem(binding.place, f"{names}, but {file} has no [[route]]; add one, or name another policy")
+
+
+def _name_faults(documents: Collection[Document], catalogue: Catalogue) -> Iterator[Problem]:
+    """Kinds of names that nobody would look for, wherever a file counts on them."""
+    mapped = {kind for document in documents for kinds in document.shape.classes.values() for kind in kinds}
+    for document in documents:
+        shape = document.shape
+        for class_, kinds in shape.classes.items():
+            for index, kind in enumerate(kinds):
+                if kind in NAMED_KINDS and not catalogue.knows_names:
+                    mend = "set one up as [names] in config.toml (docs/privacy.md), or leave the kind out"
+                    yield document.file.problem(
+                        ("classes", class_, index), f'"{kind}" is found by a model only, and none is set up; {mend}'
+                    )
+        rules = [("limit", index, block.when) for index, block in enumerate(shape.limit)]
+        rules += [("route", index, block.when) for index, block in enumerate(shape.route)]
+        for block, index, when in rules:
+            asked = when.get("found", ())
+            for kind in [asked] if isinstance(asked, str) else asked:
+                if kind in NAMED_KINDS and kind not in mapped:
+                    message = f'"{kind}" is looked for only where a file maps it to a class; add it to a list under [classes]'
+                    yield document.file.problem((block, index, "when", "found"), message)
 
 
 def _terms(documents: Iterable[Document], files: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

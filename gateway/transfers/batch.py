@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from gateway import wire
 from gateway.config import CLASSES
 from gateway.errors import ApiError, InvalidRequest
-from gateway.facts import Facts
+from gateway.facts import Facts, because
 
 MAX_LINES = 50_000
 """As OpenAI's Batch API has it."""
@@ -116,7 +116,9 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], wire.Request, tuple[int, int]]:
 
 def _check_kept(request: wire.Request, facts: Facts) -> None:
     if request.stores and rank(facts) > CLASSES.index("internal"):
-        raise InvalidRequest(f"it is of class {facts.class_} and must not be stored by an upstream; send `store: false` in it")
+        raise InvalidRequest(
+            f"it is of class {facts.class_}{because(facts)} and must not be stored by an upstream; send `store: false` in it"
+        )
 
 
 def _more(one: Facts, other: Facts) -> Facts:
@@ -126,6 +128,7 @@ def _more(one: Facts, other: Facts) -> Facts:
         one,
         class_=max(one.class_, other.class_, key=CLASSES.index),
         found=tuple(sorted({*one.found, *other.found})),
+        unsearched=one.unsearched or other.unsearched,
         needs=tuple(dict.fromkeys((*one.needs, *other.needs))),
         tools=one.tools or other.tools,
         images=one.images or other.images,

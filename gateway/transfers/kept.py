@@ -171,7 +171,7 @@ class Kept:
         request = wire.Request(endpoint="batches", body=incoming.body, data=data, model=made.name, needs=("batches",))
         generation = self._judge.generation
         facts = await asyncio.to_thread(self._judge.facts, incoming, request, ledger, generation, floor=made.class_)
-        decision = pin(self._judge.decide(incoming, facts, ledger, generation), made.upstream, what="the batch's file")
+        decision = pin(self._judge.decide(incoming, facts, ledger, generation), facts, made.upstream, what="the batch's file")
         if decision.refusal is not None:
             raise refused(decision)
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from gateway import wire
 from gateway.dispatch import Opened
 from gateway.errors import ApiError, BodyStopped, Forbidden, InvalidRequest
-from gateway.facts import Facts
+from gateway.facts import Facts, because
 from gateway.incoming import Incoming
 from gateway.ledger import Ledger
 from gateway.policy.decision import Chosen, Decision, Option
@@ -206,14 +206,14 @@ class _Job:
             return
         self._n_judged = len(self._intake.texts)
         facts = await self._judged(self.request, self._generation)
-        changed = (facts.class_, facts.found) != (self.facts.class_, self.facts.found)
+        changed = (facts.class_, because(facts)) != (self.facts.class_, because(self.facts))
         self.facts = facts
         if not changed:
             return
-        self._ledger.note(class_=facts.class_, found=facts.found)
+        self._ledger.note(class_=facts.class_, found=facts.found, unsearched=facts.unsearched)
         if not self._judge.allows(self._incoming, facts, option.name, self._generation):
             said = (
-                f"A field behind the file makes this request {facts.class_} ({', '.join(facts.found)} found), and the policy "
+                f"A field behind the file makes this request {facts.class_}{because(facts)}, and the policy "
                 f'does not allow it to go to "{option.upstream}", which had been chosen before; send text fields before the file.'
             )
             raise Forbidden(said, code="policy_forbidden")
@@ -269,9 +269,10 @@ class _Job:
         """A decision for each model of the file, on the most that any of its lines holds. Raises ApiError naming a line."""
         highest = max(lines.facts.values(), key=batch.rank)
         found = tuple(sorted({*form.found, *(kind for facts in lines.facts.values() for kind in facts.found)}))
+        unsearched = next((one.unsearched for one in (form, *lines.facts.values()) if one.unsearched), "")
         decisions: dict[str, Decision] = {}
         for name, facts in lines.facts.items():
-            self.facts = replace(facts, class_=highest.class_, found=found)
+            self.facts = replace(facts, class_=highest.class_, found=found, unsearched=unsearched)
             decision = self._judge.decide(self._incoming, self.facts, self._ledger, self._generation)
             if decision.refusal is not None:
                 forbidden = decision.refusal.kind == "forbidden"

@@ -113,6 +113,11 @@ def test_a_policy_change_takes_effect_without_restart_and_a_bad_one_never(echo):
     until(lambda: "all.toml:9:" in echo.said, "the typo named")
     assert 'did you mean "tools"?' in echo.said
     assert echo.post("chat/completions", json=TOOLS).status_code == 403
+    broken = until(lambda: (said := echo.ready())["policy_files"] != "ok" and said, "the broken file in /ready")
+    assert broken["status"] == "ready"
+    assert broken["policy_files"].startswith("broken at policies/all.toml:9:10; the last good ones stay in force")
+    (echo.policies / "all.toml").write_text(LIMITED)
+    until(lambda: echo.ready()["policy_files"] == "ok", "the mended file in /ready")
 
 
 def test_losing_a_limit_waits_for_apply_even_over_a_restart(tmp_path):
@@ -122,13 +127,17 @@ def test_losing_a_limit_waits_for_apply_even_over_a_restart(tmp_path):
         key = gateway.key
         (gateway.policies / "all.toml").write_text(ECHO_POLICY)
         until(lambda: "would lose" in gateway.said, "the loss named")
+        until(lambda: "gateway policy apply" in gateway.ready()["policy_files"], "what waits in /ready")
         assert gateway.post("chat/completions", json=TOOLS).status_code == 403
     again = Gateway(tmp_path, ECHO, policies={"all.toml": ECHO_POLICY})
     with again:
         again.key = key
         assert again.post("chat/completions", json=TOOLS).status_code == 403
+        assert "would lose 1 of what limits, and waits for: gateway policy apply" in again.ready()["policy_files"]
+        assert again.ready()["status"] == "ready"
         assert again.cli("policy", "apply", "--yes").returncode == 0
         until(lambda: again.post("chat/completions", json=TOOLS).status_code == 200, "the approved folder in force")
+        until(lambda: again.ready()["policy_files"] == "ok", "nothing that waits in /ready")
 
 
 def test_sigterm_drains(echo):

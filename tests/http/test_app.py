@@ -47,12 +47,50 @@ async def front(world, tmp_path):
         config=msgspec.json.encode(made.config),
         name="front0",
         listeners={},
-        sockets={"cache": str(tmp_path / "none.sock")},
+        sockets={"cache": str(tmp_path / "none.sock"), "names": str(tmp_path / "names.sock")},
         admin_sha256="0" * 64,
     )
     front = Front(start, control.Activate(number=1, source=made.generation.source()), SimpleNamespace())
     yield front
     await front.aclose()
+
+
+async def test_a_names_worker_is_ready_only_when_a_text_would_reach_it(front, tmp_path):
+    """The worker says that it is ready before this front worker has its connection, and its loss may be seen here first."""
+
+    def told():
+        return front.ready()[1]["workers"]["names"]
+
+    front.hear(control.WorkerNews(worker="names", problem="loading"))
+    assert told() == "loading"
+    front.hear(control.WorkerNews(worker="names", problem=""))
+    assert told() == "ready, and not yet connected"
+    over = asyncio.Event()
+
+    async def serve(reader, writer):
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        over.set()
+
+    async with asyncio.timeout(30), await asyncio.start_unix_server(serve, tmp_path / "names.sock"):
+        running = asyncio.create_task(front.names.run())
+        while told() != "ready":
+            await asyncio.sleep(0)
+        assert front.names.connected
+        running.cancel()
+        await over.wait()
+    assert told() == "ready, and not yet connected"
+
+
+async def test_readiness_tells_of_policy_files_that_are_not_in_force(front):
+    """As a remark: what is in force serves on."""
+    before = front.ready()
+    assert (before[0], before[1]["policy_files"]) == (True, "ok")
+    front.hear(control.PolicyNews(problem="broken at policies/a.toml:3:1"))
+    assert front.ready() == (True, before[1] | {"policy_files": "broken at policies/a.toml:3:1"})
+    front.hear(control.PolicyNews(problem=""))
+    assert front.ready() == before
 
 
 async def test_a_new_generation_is_compiled_off_the_loop(front):

@@ -15,11 +15,12 @@ from hostile import hostile
 from parrot import parrot
 
 from gateway import config, privacy
-from gateway.errors import ConfigError, WorkerGone
-from gateway.names import Names, TooLong, engines
+from gateway.errors import ConfigError
+from gateway.names import Names, NamesAway, NamesFailed, NamesLate, NamesTooLong, engines, needs
 from gateway.names.frames import Failed, Found, Read
 from gateway.names.worker import Worker
 from gateway.policy.generation import Catalogue, Generation, load
+from gateway.policy.store import Store, Watcher
 from gateway.privacy import DETECTOR, SEPARATOR
 from gateway.weights import WeightsError
 
@@ -121,13 +122,13 @@ async def test_what_was_read_before_is_not_read_again(worker):
         first = await asyncio.to_thread(made.read, [TEXT])
         process.send_signal(signal.SIGSTOP)
         assert await asyncio.to_thread(made.read, [TEXT, TEXT]) == [*first, *first]
-        with pytest.raises(TooLong):
+        with pytest.raises(NamesTooLong):
             await asyncio.to_thread(made.read, [TEXT + "!"])
         scanned = await asyncio.to_thread(
             privacy.scan, {"content": "Another."}, max_chars=1_000, detector=made.beside(DETECTOR, KINDS)
         )
         process.send_signal(signal.SIGCONT)
-    assert scanned.failed == "WorkerGone"
+    assert scanned.failed == "NamesLate"
     assert privacy.classify(scanned, {}) == "restricted"
 
 
@@ -142,21 +143,43 @@ async def test_what_nobody_waits_for_any_more_is_not_read(worker, presidio):
     async with names(path, timeout_s=0.3) as made:
         process.send_signal(signal.SIGSTOP)
         for number in range(3):
-            with pytest.raises(WorkerGone):
+            with pytest.raises(NamesLate):
                 await asyncio.to_thread(made.read, [f"{TEXT} {number}"])
         process.send_signal(signal.SIGCONT)
         made._timeout_s = 60.0
         assert spoken((await asyncio.to_thread(made.read, [TEXT]))[0]) == spoken(presidio.locate(TEXT))
 
 
+async def test_a_text_on_which_the_model_fails_does_not_pass_for_read(tmp_path):
+    """The worker lives on and says no more than the failure's type."""
+
+    def fail(text):
+        raise ValueError(text)
+
+    async def serve(reader, writer):
+        await Worker(SimpleNamespace(locate=fail)).serve(reader, writer)
+        await writer.wait_closed()
+        over.set()
+
+    path, over = tmp_path / "names.sock", asyncio.Event()
+    async with await asyncio.start_unix_server(serve, path):
+        async with names(path) as made:
+            for _ in range(2):
+                with pytest.raises(NamesFailed) as told:
+                    await asyncio.to_thread(made.read, [TEXT])
+                assert TEXT not in str(told.value)
+        async with asyncio.timeout(30):
+            await over.wait()
+
+
 async def test_without_its_worker_nothing_passes_for_read(tmp_path):
     """And on the event loop, which would wait for itself, it refuses to work."""
     async with names(tmp_path / "none.sock") as made:
-        with pytest.raises(WorkerGone):
+        with pytest.raises(NamesAway):
             await asyncio.to_thread(made.read, [TEXT])
         with pytest.raises(AssertionError):
             made.read([TEXT])
-    with pytest.raises(WorkerGone):
+    with pytest.raises(NamesAway):
         Names(str(tmp_path / "none.sock"), max_chars=100, timeout_s=1.0).read(["hello"])
 
 
@@ -195,6 +218,7 @@ async def test_a_name_keeps_a_request_at_home(world, worker):
         assert told == [
             ("far/m", "public", ()), ("home/m", "confidential", ("email", "person")), ("home/m", "restricted", ()),
         ]  # fmt: skip
+        assert [record.unsearched for record in made.records] == ["", "", "NamesTooLong"]
         assert len(server.requests) == 1
 
 
@@ -221,7 +245,10 @@ def test_policies_that_ask_for_names_need_a_model(tmp_path):
     path = tmp_path / "config.toml"
     plain = '[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n'
     path.write_text(plain)
-    with pytest.raises(ConfigError, match=r"person.*\[names\]"):
+    line = 1 + AT_HOME[: AT_HOME.index('"person"')].count("\n")
+    with pytest.raises(
+        ConfigError, match=rf'^policies/all.toml:{line}:17: "person" is found by a model only.*\[names\] in config.toml'
+    ):
         load(config.load(path), tmp_path / "policies")
     path.write_text(plain + '[names]\nmodel = "en_core_web_sm"\n')
     set_up = config.load(path)
@@ -229,3 +256,75 @@ def test_policies_that_ask_for_names_need_a_model(tmp_path):
     (tmp_path / "policies" / "all.toml").write_text(POLICY)
     assert load(set_up, tmp_path / "policies").named == frozenset()
     assert not load(set_up, tmp_path / "policies").detector.waits
+
+
+def test_policies_that_ask_for_names_are_never_in_force_without_a_model(tmp_path):
+    """Not by a change of the files while the gateway runs, and not as those of before over a config that has lost its model."""
+    (tmp_path / "policies").mkdir()
+    file = tmp_path / "policies" / "all.toml"
+    file.write_text(POLICY)
+    path = tmp_path / "config.toml"
+    plain = '[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n'
+    path.write_text(plain)
+    without = config.load(path)
+    store = Store(tmp_path / "state")
+    store.propose(load(without, file.parent))
+    watcher = Watcher(without, file.parent, store)
+    assert watcher.poll() is watcher.poll() is None
+    file.write_text(AT_HOME)
+    assert watcher.poll() is None
+    assert 'policies/all.toml:8:17: "person"' in str(watcher.poll().problems[0])
+    path.write_text(plain + '[names]\nmodel = "en_core_web_sm"\n')
+    made = load(config.load(path), file.parent)
+    assert Generation.from_source(made.source()).named == {"person"}
+    with pytest.raises(ConfigError, match="is found by a model only"):
+        made.with_catalogue(Catalogue.of(without))
+
+
+@pytest.mark.parametrize("block", ["limit", "route"])
+def test_a_rule_about_names_that_nobody_looks_for_is_refused(block):
+    """It would never hold: a kind of name is looked for only where some file maps it to a class."""
+    effect = 'cache = "off"' if block == "limit" else 'order_by = "cost"'
+    rule = f'[[{block}]]\nname = "n"\nwhen = {{ found = ["card", "person"] }}\n{effect}\n'
+    files = {"a.toml": 'policy = "a"\n' + rule + '[[route]]\nname = "rest"\norder_by = "cost"\n'}
+    with pytest.raises(ConfigError, match=r'^policies/a.toml:4:10: "person" is looked for only where a file maps it to a class'):
+        Generation(files, Catalogue(upstreams=(), models={}, substitutable=()))
+    files["b.toml"] = 'policy = "b"\n[classes]\ninternal = ["person"]\n'
+    assert Generation(files, Catalogue(upstreams=(), models={}, substitutable=())).named == {"person"}
+
+
+def test_what_the_names_worker_needs_is_looked_for_without_loading_it(names_pipeline, tmp_path, monkeypatch):
+    """Each thing that is missing is named with its mend; where nothing is, nothing was imported for it."""
+
+    def missing(**fields):
+        settings = "".join(f"{name} = {json.dumps(str(value))}\n" for name, value in fields.items())
+        (tmp_path / "config.toml").write_text("[cache]\nsemantic = false\n[names]\n" + settings)
+        return needs.missing(config.load(tmp_path / "config.toml"))
+
+    before = set(sys.modules)
+    assert missing(model=names_pipeline) is None
+    assert not {name.partition(".")[0] for name in set(sys.modules) - before} & {"spacy", "presidio_analyzer", "gliner"}
+    assert "python -m spacy download no_such_pipeline" in missing(model="no_such_pipeline")
+    assert f'the folder "{tmp_path}/none" is not there' in missing(model="./none").replace("/./", "/")
+    assert "meta.json is not there" in missing(model=tmp_path)
+    monkeypatch.setitem(sys.modules, "gliner", SimpleNamespace(__spec__=True))
+    assert "gliner_config.json is not there" in missing(model=tmp_path, engine="gliner")
+    assert "none" in missing(model="none", engine="gliner")
+    monkeypatch.setitem(sys.modules, "gliner", None)
+    assert "gliner is missing" in missing(model=tmp_path, engine="gliner")
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    assert 'spacy is missing; run: pip install "gateway[names]"' in missing(model=names_pipeline)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_names_worker_that_loads_stops_at_once(names_pipeline, tmp_path, number):
+    """Its libraries and its pipeline take seconds, which nobody waits for: status 0, and nothing is left or said."""
+    path = tmp_path / "names.sock"
+    command = [sys.executable, "-m", "gateway.names.worker", "--socket", path, "--engine", "presidio", "--model", names_pipeline]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(list(map(str, command)), stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert json.loads(process.stdout.readline())["state"] == "loading"
+        process.send_signal(number)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 0
+    assert not path.exists()
