@@ -218,7 +218,7 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
     if least == 12 and not named and text[start - 1 : start] + text[stop : stop + 1] in {b"::", b",,"}:
         least = 13
     groups = GROUP.findall(text, start, stop)
-    if not named and len(groups[0]) >= 12 and _GOODS.search(text, max(0, start - 24), start):
+    if not named and len(groups[0]) >= 12 and _is_no_card(text, start, len(groups[0])):
         return None
     # Only the last group can be cut in the middle.
     whole = len(groups) if stands_alone(text, stop) else len(groups) - 1
@@ -234,27 +234,40 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
     return None if found and not named and len(shape) > 1 and _in_table(text, start) else found
 
 
-_FOURS = re.compile(rb"[0-9A-Fa-f]{4}(?:([ \t./_\-]{1,3})[0-9A-Fa-f]{4}(?:\1[0-9A-Fa-f]{4})*)?(?![0-9A-Za-z])")
-
-
 _GOODS = re.compile(
-    rb"(?i)\b(?:(?:ean|gtin|upc|isbn|tracking)[ \-]?(?:number|code|no|nr)?\.?|(?:owner|account|project)_(?:id|number)"
-    rb"|(?!card)(?:[a-z]+_)?id|seq|offset|bytes|numberlong)"
-    rb"[\"']?[ :#=(]{0,3}[\"']?\Z"
+    rb"(?i)\b(?:(?:ean|gtin|upc|isbn|tracking)[ \-]?(?:number|code|no|nr)?\.?|seq|offset|bytes|numberlong)[\"']?[ :#=(]{0,3}[\"']?\Z"
 )
-_CELL = rb"[0-9A-Fa-f]{1,8}"
-_CELLS = re.compile(_CELL + rb"(?:([ \t./_\-]{1,3})" + _CELL + rb"(?:\1" + _CELL + rb")*)?(?![0-9A-Za-z])")
-_CELL_BEFORE = re.compile(rb"(?<![0-9A-Za-z])(" + _CELL + rb")[ \t./_\-]{1,3}\Z")
+_RECORD = re.compile(rb"(?i)\b(?:(?:owner|account|project)_number|(?!card)(?:[a-z]+_)?id)[\"']?[ :#=(]{0,3}[\"']?\Z")
+_CELLS = {
+    cell: (
+        re.compile(cell + rb"(?:([ \t./_\-]{1,3})" + cell + rb"(?:\1" + cell + rb")*)?(?![0-9A-Za-z])"),
+        re.compile(rb"(?<![0-9A-Za-z])(" + cell + rb")[ \t./_\-]{1,3}\Z"),
+    )
+    for cell in (rb"[0-9A-Fa-f]{4}", rb"[0-9A-Fa-f]{1,8}")
+}
+"""A row of cells from here on, and the cell before."""
+_COLUMNS = re.compile(rb"[0-9]+(?:[ \t]{2,3}|\t)")
+
+
+def _is_no_card(text: bytes, start: int, n_digits: int) -> bool:
+    """Whether what is called so is an article, a counter, or, with fewer or more digits than most cards, a record's id."""
+    before = text[max(0, start - 24) : start]
+    return bool(_GOODS.search(before)) or (n_digits not in {15, 16} and bool(_RECORD.search(before)))
 
 
 def _in_table(text: bytes, start: int) -> bool:
-    """Whether nine numbers and more stand in a row, or some in hexadecimal, and they are not all cards."""
+    """Whether nine numbers and more stand in a row, or some in hexadecimal, and they are not all cards.
+
+    Numbers of any length only where more than a space is between them: people write other numbers right beside a card's.
+    """
+    row, before = _CELLS[rb"[0-9A-Fa-f]{1,8}" if _COLUMNS.match(text, start) else rb"[0-9A-Fa-f]{4}"]
     begin = start
-    while start - begin < 64 and (step := _CELL_BEFORE.search(text, max(0, begin - 12), begin)):
+    while start - begin < 64 and (step := before.search(text, max(0, begin - 12), begin)):
         begin = step.start(1)
-    run = _CELLS.match(text, begin, start + 160)
+    run = row.match(text, begin, start + 160)
     cells = re.split(rb"[ \t./_\-]+", run[0]) if run else []
-    if len(cells) < 9 and all(map(bytes.isdigit, cells)):
+    dump = any(not cell.isdigit() and GROUP.search(cell) for cell in cells)
+    if len(cells) < 9 and not dump:
         return False
     quads = [b"".join(cells[at : at + 4]).decode() for at in range(0, len(cells), 4)]
     return not all(quad.isdigit() and luhn_card(quad) for quad in quads)

@@ -246,6 +246,22 @@ def test_a_table_of_numbers_is_no_card():
     assert kinds(f"{number}  {other}  {number}") == {"card"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["please add {} thanks", "Ada {} Ed", "fee {} a bad one", "id {}", "2026-11-28 {} ok", "12 {} 123 12/27", "pin 1234 {}",
+     "7b2 150.64.43.176 {}", "1 2 3 {} 4 5 6", "{} 1227 0123 9410"],
+)  # fmt: skip
+def test_words_and_numbers_beside_a_card_do_not_hide_it(text):
+    """Words that could be hexadecimal, a date, a PIN or a post code beside a card make no table of it."""
+    assert "card" in kinds(text.format(fours(card(random.Random(4), "4", 16), " ")))
+
+
+@pytest.mark.parametrize("text", ["user_id={}", '{{"id": {}}}', "customer id {}"])
+def test_a_card_kept_as_an_id_is_one(text):
+    """Sixteen digits that pass the check are a card whatever they are called by."""
+    assert "card" in kinds(text.format(card(random.Random(4), "4", 16)))
+
+
 @pytest.mark.parametrize("text", ["EAN {}", "GTIN: {}", '"order_id": {}', "(id {})"])
 def test_what_is_called_something_else_is_no_card(text):
     """A number of goods or of a record is no card, though it passes the check."""
