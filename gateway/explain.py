@@ -72,7 +72,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         rows = [
             ("policy", decision.policy),
             ("route", decision.rule or "none"),
-            ("class", self.facts.class_ + (f" ({', '.join(self.facts.found)} found)" if self.facts.found else "")),
+            ("class", self.facts.class_ + self.facts.why),
             ("limits", ", ".join(decision.limits) or "none"),
             ("cache", decision.cache),
             ("text in log", "yes" if decision.log_text else "no"),
@@ -161,6 +161,7 @@ def reason(facts: Facts, decision: Decision) -> str:
         "route": decision.rule[:NAME_CHARS],
         "class": facts.class_,
         "found": facts.found,
+        "unread": facts.unread,
         "limits": decision.limits,
         "cache": decision.cache,
         "redact": decision.redact,

@@ -30,6 +30,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     class_: Class = msgspec.field(name="class", default="public")
     found: tuple[str, ...] = ()
     """Kinds of sensitive text that were found, sorted."""
+    unread: str = ""
+    """Why the text could not be searched and so counts as restricted: `oversize`, or the type name of what failed."""
     class_floor: Class = "public"
     """What key, header and earlier response demanded, whatever was found: with it, other `[classes]` can be tried out later."""
     tenant: str = ""
@@ -64,6 +66,13 @@ class Facts(Struct, frozen=True, kw_only=True):
     seed: str = ""
     """The request id: whatever a decision draws by lot is drawn from it, so that it can be drawn again."""
 
+    @property
+    def why(self) -> str:
+        """What made the class what it is, in brackets; empty when nothing was found."""
+        told = [f"not searched: {self.unread}"] if self.unread else []
+        told += [f"{', '.join(self.found)} found"] if self.found else []
+        return f" ({'; '.join(told)})" if told else ""
+
 
 MOST_TOKENS = 2**53
 """What a client allows beyond this is taken as this: it may have hundreds of digits, and sums and logs end sooner."""
@@ -91,7 +100,8 @@ def judge(
     Long for a large body: then off the loop. Raises InvalidRequest for an x-gateway-class that names none.
     """
     scan = privacy.scan((request.data, query), max_chars=max_scan_chars, detector=detector)
-    clean = not (scan.kinds or scan.failed or scan.oversize)
+    unread = scan.failed or ("oversize" if scan.oversize else "")
+    clean = not (scan.kinds or unread)
     found_class = CLASSES[0] if clean else cast("Class", privacy.classify(scan, classes))
     size = size_estimate(texts(request))
     floor = _higher(class_floor, asked_class(headers)) if "x-gateway-class" in headers else class_floor
@@ -101,6 +111,7 @@ def judge(
         class_=_higher(found_class, floor),
         class_floor=floor,
         found=tuple(sorted(scan.kinds)) if scan.kinds else (),
+        unread=unread,
         tenant=tenant,
         key_label=key_label,
         tags=_tags(headers["x-gateway-tags"], detector) if "x-gateway-tags" in headers else (),

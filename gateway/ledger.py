@@ -120,6 +120,8 @@ class Record(Struct, frozen=True, kw_only=True):
     route_rule: str = ""
     class_: str = field(name="class", default="public")
     found: tuple[str, ...] = ()
+    unread: str = ""
+    """Why the text could not be searched, and so counted as restricted."""
     tried: tuple[str, ...] = ()
     error: str = ""
     """The `code` or kind of failure; empty when there was none."""

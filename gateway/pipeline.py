@@ -510,7 +510,7 @@ _OUTCOMES = {"off": "off", "class": "off", "no_cache": "bypass"}
 
 
 def _note_request(ledger: Ledger, request: wire.Request, facts: Facts) -> None:
-    ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found)
+    ledger.note(model=request.model, stream=request.stream, class_=facts.class_, found=facts.found, unread=facts.unread)
 
 
 def _note_hit(ledger: Ledger, hit: Hit) -> None:

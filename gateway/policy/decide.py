@@ -461,7 +461,6 @@ def _refusal(
     if not found.fitting:
         return Refusal(kind="unsupported", message=_unsupported_text(generation.rows_for(facts.model), facts))
     if not wanted:
-        kinds = f" ({', '.join(facts.found)} found)" if facts.found else ""
         if allowed:
             cause = "the route of its policy uses none of the upstreams that may serve it"
         elif cleared:
@@ -470,7 +469,7 @@ def _refusal(
         else:
             cause = f"no upstream that can serve it takes the class {facts.class_}"
         return Refusal(
-            kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{kinds}: {cause}."
+            kind="forbidden", message=f"The policy does not allow this request of class {facts.class_}{facts.why}: {cause}."
         )
     states = dict.fromkeys(f"{row.option.upstream}: {_state_text(health[row.name])}" for row in wanted)
     causes = "; ".join([*states, *_inabilities(generation, facts)])

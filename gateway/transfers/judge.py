@@ -161,6 +161,7 @@ def note(ledger: Ledger, facts: Facts, decision: Decision) -> None:
         stream=facts.stream,
         class_=facts.class_,
         found=facts.found,
+        unread=facts.unread,
         policy=decision.policy,
         route_rule=decision.rule,
     )

@@ -206,14 +206,14 @@ class _Job:
             return
         self._n_judged = len(self._intake.texts)
         facts = await self._judged(self.request, self._generation)
-        changed = (facts.class_, facts.found) != (self.facts.class_, self.facts.found)
+        changed = (facts.class_, facts.found, facts.unread) != (self.facts.class_, self.facts.found, self.facts.unread)
         self.facts = facts
         if not changed:
             return
-        self._ledger.note(class_=facts.class_, found=facts.found)
+        self._ledger.note(class_=facts.class_, found=facts.found, unread=facts.unread)
         if not self._judge.allows(self._incoming, facts, option.name, self._generation):
             said = (
-                f"A field behind the file makes this request {facts.class_} ({', '.join(facts.found)} found), and the policy "
+                f"A field behind the file makes this request {facts.class_}{facts.why}, and the policy "
                 f'does not allow it to go to "{option.upstream}", which had been chosen before; send text fields before the file.'
             )
             raise Forbidden(said, code="policy_forbidden")
@@ -271,7 +271,7 @@ class _Job:
         found = tuple(sorted({*form.found, *(kind for facts in lines.facts.values() for kind in facts.found)}))
         decisions: dict[str, Decision] = {}
         for name, facts in lines.facts.items():
-            self.facts = replace(facts, class_=highest.class_, found=found)
+            self.facts = replace(facts, class_=highest.class_, found=found, unread=highest.unread)
             decision = self._judge.decide(self._incoming, self.facts, self._ledger, self._generation)
             if decision.refusal is not None:
                 forbidden = decision.refusal.kind == "forbidden"
