@@ -149,8 +149,8 @@ def _fold_table() -> Mapping[str, str]:
 _FOLDED = _fold_table()
 _FOLDED_BY_CODE = MappingProxyType({ord(letter): plain for letter, plain in _FOLDED.items()})
 _FIRST_PLANE = "".join(re.escape(letter) for letter in _FOLDED if letter < "\U00010000")
-_FOLDABLE = re.compile("[" + _FIRST_PLANE + "\U00010000-\U0001ffff\U000e0000-\U000e01ef]")
-"""`re` looks characters of the first plane up in a bitmap but walks a list of all others, so those are two ranges."""
+_FOLDABLE = re.compile("[" + _FIRST_PLANE + "\U00010000-\U0001f2ff\U0001fb00-\U0001ffff\U000e0000-\U000e01ef]")
+"""`re` looks characters of the first plane up in a bitmap but walks a list of all others, so those are few ranges: all but emoji."""
 _ASCII = bytes(range(0x80))
 _FEW = 16
 """So many different characters are replaced one by one, each in a pass at the speed of memory."""
@@ -179,20 +179,31 @@ def normalise(text: str) -> str:
     Whole-string NFKC also reorders and composes accents, which no pattern reads and which takes quadratic time on a long run
     of them in CPython. `\n`, `\"` and `\u0034` are read because tool arguments are JSON inside a JSON string.
     """
-    if not text.isascii():
-        text = _folded(text)
-    return _unescaped(text) if "\\" in text else text
+    return _decode(_normalised(text))
 
 
-def _folded(text: str) -> str:
+def _normalised(text: str) -> bytes:
+    """The same in UTF-8."""
+    data = _encode(text)
+    if len(data) > len(text):
+        data = _folded(text, data)
+    return _encode(_unescaped(_decode(data))) if b"\\" in data else data
+
+
+def _folded(text: str, data: bytes) -> bytes:
     """Several ways to the same end: for few foldable characters, few different ones, some, and many."""
-    foreign = _encode(text).translate(None, _ASCII)
+    foreign = data.translate(None, _ASCII)
     if 4 * len(foreign) <= len(text) + 256:
-        letters = [letter for letter in set(foreign.decode("utf-8", "surrogatepass")) if letter in _FOLDED]
+        letters = [letter for letter in set(_decode(foreign)) if letter in _FOLDED]
         if len(letters) <= _FEW:
             for letter in letters:
-                text = text.replace(letter, _FOLDED[letter])
-            return text
+                data = data.replace(_encode(letter), _encode(_FOLDED[letter]))
+            return data
+    return _encode(_folded_one_by_one(text))
+
+
+def _folded_one_by_one(text: str) -> str:
+    """Each kind of character as it is met; when they are too many, all in one pass."""
     place = 0
     for _ in range(_FEW):
         match = _FOLDABLE.search(text, place)
@@ -377,17 +388,21 @@ class _Gates:
             return [(compiled(family.gate + family.rest), family, {rule.kind for rule in family.rules}) for family in families]
 
         self.groups = [(compiled(group.shape), prepared(group.families)) for group in GROUPS]
+        self.digits = self.groups[0][0]
         """Each shape is a pass of its own: joined, patterns that count signs have more states than can be built in time."""
         self.needy = prepared(NEEDY)
-        signs = {sign for family in NEEDY for sign in family.needs}
-        needs = b"(?i:" + b"|".join(map(re.escape, sorted(signs))) + b")"
+        signs = {sign: family.needs for family in NEEDY for sign in family.needs}
+        self.bytes = {sign: needs for sign, needs in signs.items() if len(sign) == 1}
+        self.signs = {sign: needs for sign, needs in signs.items() if len(sign) > 1}
+        """What families need. Single bytes are found at the speed of memory, the others in one pass with words."""
+        needs = b"(?i:" + b"|".join(map(re.escape, self.signs)) + b")"
+        self.words_and_signs = compiled(_one_of((ID_WORDS, needs)))
         shapes = [group.shape for group in GROUPS]
-        self.numbers, self.needs = compiled(_one_of((*shapes[:_NUMBERS], RUN))), compiled(needs)
-        """One pass for several: where the first does not match, neither does a shape of numbers nor a run of digits; where the
-        second does not, no family with needs finds anything."""
+        self.numbers = compiled(_one_of((*shapes[:_NUMBERS], RUN)))
+        """One pass for several: where it does not match, neither does a shape of numbers nor a run of digits."""
         self.tokens = compiled(_one_of(shapes[_NUMBERS:]))
         """As `numbers`, of all other shapes; it has too many states for a long text that was made to have them."""
-        self.anything = compiled(_one_of((*shapes, needs, RUN, ID_WORDS)))
+        self.anything = compiled(_one_of((*shapes, needs, *map(re.escape, self.bytes), RUN, ID_WORDS)))
         """All in one, for short texts alone."""
         many = {marks for family in FAMILIES if len(marks := family.needs or family.near) > 1 and marks[0].isalpha()}
         self.marks = {marks: compiled(_one_of(marks)) for marks in many}
@@ -461,8 +476,10 @@ class Detector:
         """
         context = _context(before)
         found = self._findings(_between_borders(context, text), len(context) + 1, allowed(len(text)))
-        origin = _Origin(text) if found else None
-        return [Finding(one.kind, *origin.span(one.start, one.end)) for one in found if origin]
+        if not found or (text.isascii() and "\\" not in text):
+            return found
+        origin = _Origin(text)
+        return [Finding(one.kind, *origin.span(one.start, one.end)) for one in found]
 
     def kinds(self, text: str) -> frozenset[str]:
         """The kinds found in the text. Once a kind is found, it is not looked for again."""
@@ -539,62 +556,90 @@ class Detector:
             return
         low, numbers = data.lower(), gates.numbers.search(data, 0, size)
         tokens = size > _SHORT or gates.tokens.search(data, 0, size)
+        digits: list[tuple[int, int]] = []
         for shape, families in (*(gates.groups[:_NUMBERS] if numbers else ()), *(gates.groups[_NUMBERS:] if tokens else ())):
-            hot = self._hot(shape, data)
+            hot = _stretches(shape, data, (0, size), back=SHAPE_BYTES)
+            if shape is gates.digits:
+                digits = hot
             hunt.spend(_SEARCH * len(hot))
             for gate, family, kinds in families if hot else ():
                 marks = family.needs or family.near
-                for begin, stop in hot if self._first(marks, low) >= 0 else ():
+                for begin, stop in hot:
                     if kinds <= done:
                         break
-                    if marks and all(low.find(mark, begin, stop) < 0 for mark in marks):
+                    if marks and self._first(marks, low, begin, stop) < 0:
                         continue
                     for found in self._stretch(gate, family, hunt, (begin, stop)):
                         if found[2] > since:
                             yield found
                             if kinds <= done:
                                 break
-        needed = gates.needs.search(data, 0, size)
+        needed, first_word = self._needs_and_word(data, low)
         for gate, family, kinds in gates.needy if needed else ():
-            first = -1 if kinds <= done else self._first(family.needs, low, needed.start())
+            first = -1 if kinds <= done else needed.get(family.needs, -1)
             if first >= 0:
-                for found in self._stretch(gate, family, hunt, (max(0, first - SHAPE_BYTES), len(data))):
+                for found in self._stretch(gate, family, hunt, (max(0, first - SHAPE_BYTES), size)):
                     if found[2] > since:
                         yield found
                         if kinds <= done:
                             break
-        for found in chain(self._named_numbers(hunt) if numbers else (), self._named_ids(hunt)):
+        for found in chain(self._named_numbers(hunt, digits), self._named_ids(hunt, first_word)):
             if found[2] > since:
                 yield found
 
-    def _first(self, marks: tuple[bytes, ...], low: bytes, since: int = 0) -> int:
-        """Where the first of these stands, or -1; 0 where there are none to look for. None stands before `since`."""
-        if not marks:
-            return 0
-        if len(low) > _SHORT and marks in self._gates.marks:
-            first = self._gates.marks[marks].search(low, since, len(low))
-            return first.start() if first else -1
-        return min((place for mark in marks if (place := low.find(mark, since)) >= 0), default=-1)
+    def _needs_and_word(self, data: bytes, low: bytes) -> tuple[dict[tuple[bytes, ...], int], int]:
+        """Where the first of each family's needs stands, and a place before which no word for a national number does."""
+        gates, size = self._gates, len(data)
+        first = {needs: found for sign, needs in gates.bytes.items() if (found := data.find(sign)) >= 0}
+        word, place = size, 0
+        for _ in range(_FEW_PLACES):
+            match = gates.words_and_signs.search(data, place, size)
+            if match is None:
+                return first, word
+            place = match.start()
+            needs = next((needs for sign, needs in gates.signs.items() if low.startswith(sign, place)), None)
+            if needs is None:
+                word = min(place, word)
+            else:
+                first[needs] = min(place, first.get(needs, place))
+            place += 1
+        for _, family, _ in gates.needy:
+            if first.get(family.needs, size) > place and (found := self._first(family.needs, low, place, size)) >= 0:
+                first[family.needs] = found
+        return first, min(word, place)
 
-    def _stretch(self, gate: Gate, family: Family, hunt: _Hunt, within: tuple[int, int]) -> Iterator[_Found]:
-        """What one family finds in a stretch. When its matches crowd, the text counts as made to match."""
+    def _first(self, marks: tuple[bytes, ...], low: bytes, begin: int, stop: int) -> int:
+        """Where one of these stands first, or -1."""
+        if stop - begin > _SHORT and marks in self._gates.marks:
+            first = self._gates.marks[marks].search(low, begin, stop)
+            return first.start() if first else -1
+        return min((place for mark in marks if (place := low.find(mark, begin, stop)) >= 0), default=-1)
+
+    def _stretch(self, gate: Gate, family: Family, hunt: _Hunt, within: tuple[int, int]) -> Iterable[_Found]:
+        """What one family finds in a stretch."""
         begin, stop = within
-        since = begin
         hunt.spend(_SEARCH + (stop - begin) // _SEARCHED)
-        for n_matches, match in enumerate(
-            _overlapping(gate, hunt.data, within) if family.rest else gate.finditer(hunt.data, begin, stop), 1
-        ):
+        first = gate.search(hunt.data, begin, stop)
+        return self._from(first, gate, family, hunt, within) if first else ()
+
+    def _from(self, match: Any, gate: Gate, family: Family, hunt: _Hunt, within: tuple[int, int]) -> Iterator[_Found]:
+        """The same from the first match on. When matches crowd, the text counts as made to match."""
+        since, stop = within
+        n_matches = 0
+        while match:
             hunt.spend(_MATCH)
-            span = match.span()
+            start, end = span = match.span()
             yield from self._judge(family, hunt, span)
+            # What may hold the start of another match is sought from just behind its own.
+            place = start + 1 if family.rest else max(end, start + 1)
+            n_matches += 1
             if n_matches % _MANY == 0:
-                if span[0] - since < _MANY * _CLOSE:
+                if start - since < _MANY * _CLOSE:
                     # RE2 is quick between matches, `re` is quick at each.
-                    all_of = self._gates.plain.get(family.gate, gate).finditer
-                    rest = (span[0] + 1 if family.rest else span[1], stop)
-                    yield from self._by_blocks(family, all_of, hunt, rest)
+                    yield from self._by_blocks(family, self._gates.plain.get(family.gate, gate).finditer, hunt, (place, stop))
                     return
-                since = span[0]
+                since = start
+            match = gate.search(hunt.data, place, stop)
 
     def _by_blocks(
         self, family: Family, matches: Callable[[bytes, int, int], Iterator[Any]], hunt: _Hunt, within: tuple[int, int]
@@ -639,10 +684,6 @@ class Detector:
             else:
                 hunt.spend((stop - place) // _SCANNED)
 
-    def _hot(self, shape: Gate, data: bytes) -> list[tuple[int, int]]:
-        """Where what a shape stands for may be."""
-        return _stretches(shape, data, (0, len(data)), back=SHAPE_BYTES)
-
     def _judge(self, family: Family, hunt: _Hunt, span: tuple[int, int]) -> list[_Found]:
         """What the rules of a family say about one match of its gate."""
         data, done = hunt.data, hunt.done
@@ -670,10 +711,10 @@ class Detector:
             hunt.spend(spent)
         return judged
 
-    def _named_numbers(self, hunt: _Hunt) -> Iterator[_Found]:
-        """What the rules find that need a word before a run of digits."""
+    def _named_numbers(self, hunt: _Hunt, hot: list[tuple[int, int]]) -> Iterator[_Found]:
+        """What the rules find that need a word before a run of digits; all runs begin in the hot stretches."""
         data, size = hunt.data, len(hunt.data)
-        for around in _stretches(self._gates.run, data, (0, size), back=CONTEXT_BYTES + 1):
+        for around in hot:
             hunt.spend(2 * _SEARCH + (around[1] - around[0]) // _SEARCHED)
             for begin, stop in _stretches(self._gates.number_words, data, around):
                 hunt.spend(2 * _SEARCH + (stop - begin) // _SEARCHED)
@@ -681,14 +722,15 @@ class Detector:
                 for word in self._gates.number_words.finditer(data, max(0, begin - CONTEXT_BYTES), min(size, stop + 1)):
                     hunt.spend(_MATCH)
                     words.append(word.span())
-                for run in self._gates.run.finditer(data, begin, size):
-                    place = run.start()
-                    if place >= stop:
+                for run in self._gates.run.finditer(data, begin, min(size, stop + _REACH)):
+                    start, end = run.span()
+                    if start >= stop:
                         break
                     hunt.spend(_MATCH)
-                    last = bisect_right(words, (place, size)) - 1
-                    if last >= 0 and words[last][1] >= place - CONTEXT_BYTES:
-                        yield from self._named(hunt, run.span())
+                    last = bisect_right(words, (start, size)) - 1
+                    if last >= 0 and words[last][1] >= start - CONTEXT_BYTES:
+                        whole = end if end < stop + _REACH else self._gates.run.search(data, start, size).end()
+                        yield from self._named(hunt, (start, whole))
 
     def _named(self, hunt: _Hunt, run: tuple[int, int]) -> list[_Found]:
         """What the rules find at the groups of one run."""
@@ -712,10 +754,10 @@ class Detector:
                 hunt.spend(spent)
         return judged
 
-    def _named_ids(self, hunt: _Hunt) -> Iterator[_Found]:
+    def _named_ids(self, hunt: _Hunt, first_word: int) -> Iterator[_Found]:
         """National numbers beside a word: only words are tried that something long enough follows."""
         data = hunt.data
-        for around in _stretches(self._gates.id_words, data, (0, len(data))):
+        for around in _stretches(self._gates.id_words, data, (first_word, len(data))) if first_word < len(data) else ():
             hunt.spend(2 * _SEARCH + (around[1] - around[0]) // _SEARCHED)
             for begin, stop in _stretches(self._gates.long_token, data, around, back=3 * CONTEXT_BYTES):
                 hunt.spend(2 * _SEARCH + (stop - begin) // _SEARCHED)
@@ -778,14 +820,6 @@ def _stretches(gate: Gate, data: bytes, within: tuple[int, int], *, back: int = 
         if place >= size:
             break
     return hot
-
-
-def _overlapping(gate: Gate, data: bytes, within: tuple[int, int]) -> Iterator[Any]:
-    """The matches of a gate in order, each sought from just behind the start of the one before."""
-    place, stop = within
-    while match := gate.search(data, place, stop):
-        yield match
-        place = match.start() + 1
 
 
 def _groups(data: bytes, run: tuple[int, int], n_digits: int) -> Iterator[tuple[int, int]]:
@@ -862,6 +896,8 @@ _SMALL = 1 << 11
 """Bytes up to which one pass looks for everything at once."""
 _NUMBERS = 2
 """Groups whose shapes are numbers: the first ones."""
+_FEW_PLACES = 8
+"""Words and signs looked at one by one, which takes about as long as a search for each in 8 KB."""
 _SHORT = 1 << 14
 """Bytes up to which words are looked for one by one, which is quick in most texts and slow in few."""
 _MATCH, _SEARCH, _SEARCHED, _SCANNED = 3, 2, 512, 64
@@ -879,18 +915,24 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
 def _context(before: str) -> bytes:
     """The end of what stands before a text."""
-    return _encode(normalise(before))[-_CONTEXT:]
+    return _normalised(before)[-_CONTEXT:]
 
 
 def _between_borders(context: bytes, text: str) -> bytes:
     """The text as it is searched."""
-    return b"".join((context, _BORDER, _encode(normalise(text)), _BORDER))
+    return b"".join((context, _BORDER, _normalised(text), _BORDER))
 
 
 def _chars(data: bytes, places: Iterable[int]) -> dict[int, int]:
     """How many characters begin before each place; a rule may cut one that has several bytes."""
+    if data.isascii():
+        return {place: place for place in places}
     chars, done, n_chars = {}, 0, 0
     for place in sorted(places):
         n_chars += len(data[done:place].translate(None, _CONTINUATION))
@@ -921,12 +963,12 @@ def suspects(kind: str, texts: list[str]) -> set[int]:
     """
     gate = _gate_of(kind)
     whole = SEPARATOR.join(["", *texts, ""])
-    data = _encode(normalise(whole))
+    data = _normalised(whole)
     match = gate.search(data, 0, len(data))
     if match is None:
         return set()
     plain = len(data) == len(whole)
-    ends = list(accumulate((len(text) if plain else len(_encode(normalise(text)))) + 1 for text in ["", *texts]))[1:]
+    ends = list(accumulate((len(text) if plain else len(_normalised(text))) + 1 for text in ["", *texts]))[1:]
     found = set()
     while match is not None:
         # A match may begin with the border before its text.

@@ -166,6 +166,7 @@ _BRANDS: tuple[tuple[re.Pattern[str], frozenset[int]], ...] = (
     (re.compile("4"), frozenset({13, 16, 19})),
     (re.compile("5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|220[0-4]"), frozenset({16})),
     (re.compile("5[678]"), frozenset({12, 16})),
+    (re.compile("50|6[137]"), frozenset({16})),
     (re.compile("3[47]|2131|1800"), frozenset({15})),
     (re.compile("30[0-59]|3[689]"), frozenset({14, 16, 19})),
     (re.compile("35|60|6[45]|62|81|508|9792"), frozenset({16, 17, 18, 19})),
@@ -175,7 +176,21 @@ _MAESTRO = re.compile("50|5[6-9]|6")
 """Maestro may use any of these at any length: too wide without a word that says card."""
 _CARD_SHAPES = frozenset(
     tuple(map(int, shape.split("-")))
-    for shape in ("4-4-4-4", "4-4-4-4-1", "4-4-4-4-2", "4-4-4-4-3", "4-6-5", "4-6-4", "4-4-5", "4-3-3-3", "6-13", "8-8")
+    for shape in (
+        "4-4-4-1",
+        "4-4-4-2",
+        "4-4-4-3",
+        "4-4-4-4",
+        "4-4-4-4-1",
+        "4-4-4-4-2",
+        "4-4-4-4-3",
+        "4-6-5",
+        "4-6-4",
+        "4-4-5",
+        "4-3-3-3",
+        "6-13",
+        "8-8",
+    )
 )
 """How many digits stand in each group when a card is printed or typed."""
 
@@ -194,11 +209,16 @@ def luhn_card(digits: str) -> bool:
 def _card_span(match: Match, *, named: bool) -> Span | None:
     """The longest run of whole digit groups from here that is a card number; `named` when a word says that it is one.
 
-    What E.164 allows behind a `+` is a telephone number, and twelve digits behind `=` or `#` are a counter.
+    What E.164 allows behind a `+` is a telephone number, and twelve digits behind `=`, `#` or `/` or between colons are
+    a counter or an account; what is called an EAN is one. A table of numbers with four digits is no list of cards.
     """
     text, start, found = match.string, match.start(), None
-    least = 12 if named else {b"+": 16, b"=": 13, b"#": 13}.get(text[start - 1 : start], 12)
     stop = match.end(1)
+    least = 12 if named else {b"+": 16, b"=": 13, b"#": 13, b"/": 13}.get(text[start - 1 : start], 12)
+    if least == 12 and not named and text[start - 1 : start] + text[stop : stop + 1] in {b"::", b",,"}:
+        least = 13
+    if not named and _GOODS.search(text, max(0, start - 24), start):
+        return None
     groups = GROUP.findall(text, start, stop)
     # Only the last group can be cut in the middle.
     whole = len(groups) if stands_alone(text, stop) else len(groups) - 1
@@ -211,7 +231,33 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
         usual = len(digits) >= least and (named or n == 1 or shape[:n] in _CARD_SHAPES)
         if usual and luhn_valid(digits) and _issued(digits, named=named):
             found = start, [one.end() for one in GROUP.finditer(text, start, stop)][n - 1]
-    return found
+    return None if found and not named and len(shape) > 1 and _in_table(text, start) else found
+
+
+_FOURS = re.compile(rb"[0-9A-Fa-f]{4}(?:([ \t./_\-]{1,3})[0-9A-Fa-f]{4}(?:\1[0-9A-Fa-f]{4})*)?(?![0-9A-Za-z])")
+
+
+_GOODS = re.compile(
+    rb"(?i)\b(?:(?:ean|gtin|upc|isbn|tracking)[ \-]?(?:number|code|no|nr)?\.?|(?:owner|account|project)_(?:id|number)"
+    rb"|(?!card)(?:[a-z]+_)?id|seq|offset|bytes|numberlong)"
+    rb"[\"']?[ :#=(]{0,3}[\"']?\Z"
+)
+_CELL = rb"[0-9A-Fa-f]{1,8}"
+_CELLS = re.compile(_CELL + rb"(?:([ \t./_\-]{1,3})" + _CELL + rb"(?:\1" + _CELL + rb")*)?(?![0-9A-Za-z])")
+_CELL_BEFORE = re.compile(rb"(?<![0-9A-Za-z])(" + _CELL + rb")[ \t./_\-]{1,3}\Z")
+
+
+def _in_table(text: bytes, start: int) -> bool:
+    """Whether nine numbers and more stand in a row, or some in hexadecimal, and they are not all cards."""
+    begin = start
+    while start - begin < 64 and (step := _CELL_BEFORE.search(text, max(0, begin - 12), begin)):
+        begin = step.start(1)
+    run = _CELLS.match(text, begin, start + 160)
+    cells = re.split(rb"[ \t./_\-]+", run[0]) if run else []
+    if len(cells) < 9 and all(map(bytes.isdigit, cells)):
+        return False
+    quads = [b"".join(cells[at : at + 4]).decode() for at in range(0, len(cells), 4)]
+    return not all(quad.isdigit() and luhn_card(quad) for quad in quads)
 
 
 def _card(match: Match) -> Span | None:
@@ -219,14 +265,14 @@ def _card(match: Match) -> Span | None:
 
 
 def _named_card(match: Match) -> Span | None:
-    return _card_span(match, named=True)
+    return None if _called_otherwise(match.string, match.start()) else _card_span(match, named=True)
 
 
 _CARD_START = _OPEN + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)"
 _CARD_SOLID = rb"[0-9]{12,19}(?![0-9])"
-_CARD_GROUPED = rb"[0-9]{4,8}([ \t./_\-]{1,3})[0-9]{3,13}(?:\2[0-9]{3,5}(?:\2[0-9]{3,4}(?:\2[0-9]{1,3})?)?)?"
+_CARD_GROUPED = rb"[0-9]{4,8}([ \t./_\-]{1,3})[0-9]{3,13}(?:\2[0-9]{3,5}(?:\2[0-9]{1,4}(?:\2[0-9]{1,3})?)?)?"
 _CARD_PRINTED = (
-    rb"[0-9]{4}_[0-9]{4}_[0-9]{4}_[0-9]{4}|[0-9]{4}_[0-9]{6}_[0-9]{4}|[0-9]{4}_[0-9]{4}_[0-9]{5}|[0-9]{4}_[0-9]{3}_[0-9]{3}_[0-9]{3}"
+    rb"[0-9]{4}_[0-9]{4}_[0-9]{4}_[0-9]|[0-9]{4}_[0-9]{6}_[0-9]{4}|[0-9]{4}_[0-9]{4}_[0-9]{5}|[0-9]{4}_[0-9]{3}_[0-9]{3}_[0-9]{3}"
     rb"|[0-9]{6}_[0-9]{13}|[0-9]{8}_[0-9]{8}"
 )
 """The shapes in which cards are printed; the separator is the same throughout, of which a gate knows only the first sign."""
@@ -243,7 +289,7 @@ _CARD_GATE = (
 _CARD_STRICT = re.compile(
     _LEAD
     + rb"(?<![0-9]\.)(?=[3-6]|2[0-7]|81|1800|9792|0604)(?=[0-9]{12,19}(?![0-9A-Za-z])"
-    rb"|[0-9]{4}(?P<s>_)(?:[0-9]{4}(?P=s)(?:[0-9]{4}(?P=s)[0-9]{4}|[0-9]{5})|[0-9]{6}(?P=s)[0-9]{4}|[0-9]{3}(?P=s)[0-9]{3}(?P=s)[0-9]{3})"
+    rb"|[0-9]{4}(?P<s>_)(?:[0-9]{4}(?P=s)(?:[0-9]{4}(?P=s)[0-9]|[0-9]{5})|[0-9]{6}(?P=s)[0-9]{4}|[0-9]{3}(?P=s)[0-9]{3}(?P=s)[0-9]{3})"
     rb"|[0-9]{6}_[0-9]{13}|[0-9]{8}_[0-9]{8})".replace(b"_", rb"[ \t./_\-]{1,3}")
 )
 _CARD_RULES = (Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"), _card),)
@@ -252,7 +298,7 @@ _CARD_NAMED = Named(
         "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
         "karte", "carte", "tarjeta", "cartão",
     ),
-    Rule("card", re.compile(_CARD_START + rb"(?=([0-9](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card, steps=10),
+    Rule("card", re.compile(_OPEN + rb"(?<![0-9]\.)(?=([0-689](?:[ \t./_\-]{0,3}[0-9]){11,18}))"), _named_card, steps=10),
     digits=12,
 )  # fmt: skip
 
@@ -284,13 +330,18 @@ def iban_valid(compact: str) -> bool:
 _IBAN_DIGITS = str.maketrans({letter: str(value) for value, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)})
 
 
+_DASHED = re.compile(rb"[0-9A-Za-z]{4}(?:-[0-9A-Za-z]{4})*(?:-[0-9A-Za-z]{1,4})?|[0-9A-Za-z](?:-[0-9A-Za-z]{1,2}){11,}")
+
+
 def _iban(match: Match) -> Span | None:
-    """Walk to the country's length, whatever follows, then check."""
+    """Walk to the country's length, whatever follows, then check. Dashes stand between fours, or it may be part of a UUID."""
     length = _IBAN_LENGTHS.get(match[1].decode().upper())
     if length is None:
         return None
     body = _IBAN_BODY[length].match(match.string, match.start())
     if body is None or not stands_alone(body.string, body.end()):
+        return None
+    if b"-" in body[0] and not _DASHED.fullmatch(body[0]):
         return None
     return body.span() if iban_valid(body[0].translate(None, b" \t._-").decode().upper()) else None
 
@@ -335,13 +386,21 @@ _SSN_NAMED = Named(
 # Telephone numbers: E.164 (at most 15 digits), the North American plan's 3-3-4, and others only beside a word.
 
 _EXTENSION = rb"(?:[ \t]?(?:x|ext\.?)[ \t]?[0-9]{1,6})?"
-_DATE = re.compile(rb"(?:1[89]|20)[0-9]{2}([.\-/ ])[01]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([.\-/ ])[01]?[0-9]\2(?:1[89]|20)[0-9]{2}")
-_DECIMAL = re.compile(rb"[0-9]{4,}\.[0-9]+")
+_DATE = re.compile(
+    rb"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])\Z"
+    rb"|(?:1[89]|20)[0-9]{2}([.\-/ ])[01]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([.\-/ ])[01]?[0-9]\2(?:1[89]|20)[0-9]{2}"
+)
+_DECIMAL = re.compile(rb"(?![17]\.[0-9]{10}\Z|[0-9]{2,3}\.[0-9]{7,}\Z)[0-9]+\.[0-9]+|2147483647|4294967295")
+_RELEASE = re.compile(rb"(?!1\.[0-9]{3}\.[0-9]{3}\.)[1-9][0-9]?\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,5}")
+_HASH_NUMBER = re.compile(rb"(?i)(?:phone|tel|mobile|cell|fax|number|call)\W{0,2}#\Z")
 _YEARS = re.compile(rb"(?:(?:1[5-9]|20)[0-9]{2}[ ,/.\-]*){2,}")
 
 
 def _phone(match: Match) -> Span | None:
-    """A number of 7 to 15 digits, with the `+` or `(` before it. A dot behind more digits than a country code is decimal."""
+    """A number of 7 to 15 digits, with the `+` or `(` before it.
+
+    One dot is decimal unless a country code stands before it and a number behind; the largest integers are none, either.
+    """
     start, number = match.start(), match["number"]
     if not 7 <= len(_digits(number)) <= 15 or _DECIMAL.fullmatch(number):
         return None
@@ -349,8 +408,17 @@ def _phone(match: Match) -> Span | None:
 
 
 def _named_phone(match: Match) -> Span | None:
-    """As `_phone`, and neither a date, a list of years, a decimal fraction nor by itself a card number."""
+    """As `_phone`, and neither a date, a list of years, a decimal fraction, a release, nor by itself a card number.
+
+    What is called otherwise is none: an issue (`#1234567`), a value behind another key (`ts=`), an invoice.
+    """
     number = match["number"]
+    start = match.start()
+    if match.string[start - 1 : start] == b"#" and not _HASH_NUMBER.search(match.string, max(0, start - 12), start):
+        return None
+    key = _OTHER_KEY.search(match.string, max(0, start - _OTHER_BYTES), start)
+    if _called_otherwise(match.string, start) or _RELEASE.fullmatch(number) or (key and not _PHONE_NAME.search(key[0])):
+        return None
     fraction = number.count(b".") == 1 and not any(mark in number for mark in (b" ", b"-", b"/", b"(", b")"))
     if fraction or _DATE.match(number) or _YEARS.fullmatch(number) or luhn_card(_digits(number)):
         return None
@@ -358,19 +426,48 @@ def _named_phone(match: Match) -> Span | None:
 
 
 _PHONE_WORD = _words(
-    "phone", r"\btel(?:efon|éfon|\b)", "mobile", r"\bmóvil", r"\bcell(?:ular)?\b", r"\bfax", "whatsapp", r"\bsms\b", "hotline",
-    "voicemail", r"\b(?:call|text|ring|reach|contact|dial|message)(?:ed|ing)? (?:\w+ ){0,3}(?:at|on|under|via)\b",
+    "phone", r"\btel(?:efo|éfo|epon|\b)", r"\bt(?:é|É)l(?:\b|(?:é|É)phone)", r"\btlf\b", "mobi(?:l|el)", r"\bm(?:ó|Ó)vil",
+    r"\bcell?(?:ular|\b)", r"\bgsm\b", r"\bhandy(?:nr|nummer|:|[ ]?[(0])", r"\bfax", "whatsapp", r"\bsms\b",
+    "hotline", "voicemail",
+    r"\b(?:call|text|ring|reach|contact|dial|message)(?:ed|ing)? (?:\w+ ){0,3}(?:at|on|under|via)\b",
     r"\b(?:call|dial|ring|text)(?:ing)?[ :]{1,3}[(+]{0,2}[0-9]", r"\bcall (?:me|us|him|her|them|back)\b",
-    r"\b(?:answering|available|reachable) (?:at|on)\b", r"\b(?:my|her|his|their|our|your|new) number\b", r"\bnumber for\b",
-    r"\bcontact(?: number| no\b| info|:)",
+    r"\b(?:answering|available|reachable) (?:at|on)\b", r"\b(?:my|her|his|their|our|your|new) number\b",
+    r"\bnumber (?:for\b|to (?:reach|call))", r"\b(?:home|work|office)(?: number)?: ?[(0-9]", r"\bph[.:]",
+    r"\b(?-i:[TMFP]): ?[(0]",
+    r"\bcontact(?: number| no\b| info|:)", "emergency contact", "puhelin", "điện thoại", "τηλ",
+    "(?:т|\u0422)ел(?:\\.|:|ефон)", "\u03a4ηλ",
+    "電話", "电话", "手机", "手機", "携帯", "전화", "휴대폰", "핸드폰", "โทร", "เบอร์",
+    "טלפון", "נייד", "هاتف", "جوال", "फोन", "फ़ोन", "मोबाइल",
 )  # fmt: skip
-_NUMBER = rb"(?<![0-9A-Za-z$.])(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})(?![0-9%])" + _EXTENSION
+_NUMBER = (
+    rb"(?<![0-9A-Za-z$.])(?<![0-9A-KM-WYZ]-)(?<![a-z]/)(?P<number>[0-9](?:[ \t().\-/]{0,3}[0-9]){6,14})"
+    rb"(?![0-9%]|-[0-9a-f]{4}-|\.\.)" + _EXTENSION + _SHUT
+)
+"""Not behind a word's hyphen as in `CVE-` (but `TEL-`, `FAX-`), nor in a path or a UUID."""
+_OTHER_NUMBER = re.compile(
+    rb"(?i)\b(?:order|invoice|ticket|tracking|serial|s/n|isbn|ean|gtin|upc|imei|sku|model|reference|ref|contract|policy|batch|rma"
+    rb"|booking|transaction|firmware|version|build|issue|bug|zip|vat|uuid|[pug]?id|bestell\w*|rechnung\w*|auftrag\w*|vertrag\w*"
+    rb"|kunden\w*|(?<!in )case|article|(?:part|item|lot|customer|account|owner|project|po|postal)(?=[ _]?(?:[#:]|n[ou]|id|code)))"
+    rb"[ _\-]?(?:number|num|no|nr|id|code|key)?\.?[\"']?[ \t:#=(\x1e]{0,4}[\"']?\Z"
+)
+_OTHER_KEY = re.compile(rb"\b[\w.\-]{1,30}=[\"']?\Z")
+_OTHER_BYTES = 40
+
+
+def _called_otherwise(text: bytes, start: int) -> bool:
+    """Whether what stands right before a number says that it is one of goods, papers or accounts, as `invoice no.` does."""
+    return _OTHER_NUMBER.search(text, max(0, start - _OTHER_BYTES), start) is not None
+
+
+_PHONE_NAME = re.compile(rb"(?i)phone|tel|mobil|cell|fax|contact|sms|gsm|whatsapp|number=")
 _BEHIND_NUMBER = rb"[ \t,:(\-]{0,3}(?i:phone|tel|mobile|cell|fax|office|home|work|(?:is )?(?:my|your|his|her|our) number)"
 _PLUS_GATE = rb"\+[1-9](?:[ ().\-/]{0,3}[0-9]){7}"
 _PLUS_RULES = (
     Rule(
         "phone",
-        re.compile(rb"(?<=\+)(?<![0-9A-Za-z+]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9])" + _EXTENSION),
+        re.compile(
+            rb"(?<=\+)(?<![0-9A-Za-z+~]\+)(?P<number>[1-9](?:[ ().\-/]{0,3}[0-9]){7,14})(?![0-9jJ]|[eE][\-+0-9])" + _EXTENSION
+        ),
         _phone,
     ),
 )
@@ -379,7 +476,8 @@ _NORTH_AMERICAN_RULES = (
     Rule(
         "phone",
         re.compile(
-            _OPEN + rb"(?<![0-9][.\-])(?P<number>(?:(?:1|001)[ .\-])?(?:\(?[0-9]{3}\) ?|[0-9]{3}[.\-])[0-9]{3}[.\-][0-9]{4})"
+            _OPEN + rb"(?<![0-9][.\-])(?P<number>(?:(?:1|001)[ .\-])?(?:\(?[0-9]{3}\) ?[0-9]{3}[.\-]"
+            rb"|[0-9]{3}(?P<s>[.\-])[0-9]{3}(?P=s))[0-9]{4})"
             rb"(?![0-9]|-[0-9])" + _EXTENSION
         ),
         _phone,
@@ -401,8 +499,9 @@ _PHONE_NAMED = Named(_PHONE_WORD, Rule("phone", re.compile(_NUMBER), _named_phon
 # Addresses on networks.
 
 _VERSION_WORD = re.compile(
-    rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|python|node|chrome|[=<>~^]=|\bsections?|chapter|figure|rfc)"
-    rb"\W{0,3}(?:\w{1,12} )?$"
+    rb"(?i)(?:version|\bver|release|build|firmware|driver|upgrad|updat|bump|python|node|chrome|linux-|\bv8\b|\boid|objectidentifier"
+    rb"|[=<>~^]=|\bsections?|chapter|figure|rfc)"
+    rb"[\W_]{0,6}(?:\w{1,12} )?$"
 )
 _VERSION_BYTES = 28
 """Longer than such a word with what may stand behind it."""
@@ -411,30 +510,47 @@ _NOBODY_V4 = re.compile(rb"0\.|127\.|255\.")
 _HEX_WITH_DIGIT = re.compile(rb"(?i)(?=[a-f]*[0-9])[0-9a-f]{3,4}")
 
 
+_SECTION = re.compile(rb"(?://|/\*|\xa7) ?\Z")
+_FRACTION_BEFORE = re.compile(rb"(?<![0-9.])[0-9]*\.[0-9]+[ ,]?-?\Z")
+_FRACTION_BEHIND = re.compile(rb"[ ,]?-?[0-9]*\.[0-9]+(?:\.[0-9]+)?(?![0-9.])")
+_VERSION_BEHIND = re.compile(rb"-(?:[0-9](?![0-9])|[A-Za-z])|\) [a-z\-]+; urgency=")
+
+
+def _in_path(match: Match, before: bytes) -> bool:
+    """Whether fractions stand on both sides, as in the paths of a drawing, or the suffix of a version behind."""
+    text, end = match.string, match.end()
+    if _VERSION_BEHIND.match(text, end):
+        return True
+    return bool(_FRACTION_BEHIND.match(text, end)) and bool(_FRACTION_BEFORE.search(before[-16:]))
+
+
 def _ipv4(match: Match) -> Span | None:
     """Neither nobody's address (loopback, netmask) nor a version or section number.
 
-    Four single digits, as in 1.2.3.4, are an address only beside a word that says so.
+    Four single digits, as in 1.2.3.4, and what begins a comment are an address only beside a word that says so.
     """
     if _NOBODY_V4.match(match[0]):
         return None
     before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()].lower()
     if before.endswith(b"section-"):
         return None
-    if len(match[0]) > 7 and not _VERSION_WORD.search(before[-_VERSION_BYTES:]):
+    alone = len(match[0]) > 7 and not _SECTION.search(before[-4:])
+    if alone and not _VERSION_WORD.search(before[-_VERSION_BYTES:]) and not _in_path(match, before):
         return match.span()
     return match.span() if _IP_WORD.search(before) else None
 
 
 def _ipv6(match: Match) -> Span | None:
-    """What `ipaddress` accepts; a compressed form needs a group such as `fe80`, so that `a::b` in code is not one."""
-    if b"::" in match[0] and not any(map(_HEX_WITH_DIGIT.fullmatch, match[0].split(b":"))):
+    """What `ipaddress` accepts; a compressed form needs a group such as `fe80`, so that `a::b` and `c10::` are none."""
+    text = match[0][:-1] if match[0].endswith(b":") and not match[0].endswith(b"::") else match[0]
+    groups = [group for group in text.split(b":") if _HEX_WITH_DIGIT.fullmatch(group)]
+    if b"::" in text and (not groups or (len(groups[0]) < 4 and groups[0] == text.strip(b":"))):
         return None
     try:
-        address = ipaddress.IPv6Address(match[0].decode())
+        address = ipaddress.IPv6Address(text.decode())
     except ValueError:
         return None
-    return None if address.is_loopback or address.is_unspecified else match.span()
+    return None if address.is_loopback or address.is_unspecified else (match.start(), match.start() + len(text))
 
 
 _OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
@@ -497,7 +613,9 @@ def _mac_strict(shape: bytes) -> Pattern:
 _MAC_RULES = (
     Rule(
         "mac",
-        re.compile(rb"(?<![0-9A-Za-z])(?<![0-9A-Fa-f][:.\-])(?:" + _MAC_SHAPE + rb")(?![0-9A-Za-z]|[:.\-][0-9A-Fa-f])"),
+        re.compile(
+            rb"(?<![0-9A-Za-z])(?<![0-9A-Fa-f][:.\-])(?<!\[[.*])(?:" + _MAC_SHAPE + rb")(?![0-9A-Za-z]|[:.\-][0-9A-Fa-f])"
+        ),
         _mac,
     ),
 )
@@ -527,20 +645,26 @@ def _is_number_of(scheme: Scheme, text: str) -> bool:
 
 def _written_id(match: Match) -> Span | None:
     """A number in the writing that one country alone uses."""
+    if _called_otherwise(match.string, match.start()):
+        return None
     text = match[0].decode()
     return match.span() if any(form.fullmatch(text) and _is_number_of(scheme, text) for form, scheme in _WRITTEN_FORMS) else None
 
 
 @functools.lru_cache(maxsize=512)
-def _called(word: bytes) -> tuple[tuple[Scheme, ...], int]:
-    """The schemes that are called so, and how many signs their numbers have at least. Words are those of the table.
+def _called(word: bytes) -> tuple[dict[int, list[Scheme]], int]:
+    """The schemes that are called so, by how many signs their numbers have, and how many they have at least.
 
-    Where the word is general, all with ten signs and more.
+    Words are those of the table. Where the word is general, all schemes with ten signs and more.
     """
     text = word.decode("utf-8", "replace")
     general = _GENERAL_WORD.search(text)
     named = tuple(scheme for pattern, scheme in _SCHEME_WORDS if pattern.search(text) or (general and not scheme.short))
-    return named, 8 if any(scheme.short for scheme in named) else 10
+    by_length: dict[int, list[Scheme]] = {}
+    for scheme in named:
+        for length in scheme.lengths:
+            by_length.setdefault(length, []).append(scheme)
+    return by_length, 8 if any(scheme.short for scheme in named) else 10
 
 
 _LONG_ID = {least: re.compile(rb"(?<![0-9A-Za-z])[0-9A-Za-z](?:[ .\-/+]{0,2}[0-9A-Za-z]){%d}" % (least - 1)) for least in (8, 10)}
@@ -566,21 +690,24 @@ def named_id(text: bytes, start: int, end: int) -> tuple[Span | None, int]:
             if last:
                 return (token.start(), last), steps
         group = GROUP.search(found)
-        place = token.start() + (group.end() if group else 1)
+        # `Steuer-ID 12...`: what looks like the letters of a number may be the end of its name.
+        place = token.start() + (3 if found[2:3] == b" " and found[:2].isalpha() else group.end() if group else 1)
     return None, steps
 
 
-def _id_end(token: Match, named: tuple[Scheme, ...]) -> tuple[int | None, int]:
+def _id_end(token: Match, named: dict[int, list[Scheme]]) -> tuple[int | None, int]:
     """Where the longest number that begins with this token ends, and what it cost to know."""
     text = token[0].decode()
     steps = 2
     for end in range(len(text), 7, -1):
         if text[end - 1].isalnum() and not text[end : end + 1].isalnum() and stands_alone(token.string, token.start() + end):
-            for scheme in named:
-                compact = _compact(scheme, text[:end])
-                steps += 9 if compact else 1
-                if compact and scheme.valid(compact):
-                    return token.start() + end, steps
+            steps += 2
+            for length in {end, len(_GAP.sub("", text[:end]))}:
+                for scheme in named.get(length, ()):
+                    compact = _compact(scheme, text[:end])
+                    steps += 12 if compact else 1
+                    if compact and scheme.valid(compact):
+                        return token.start() + end, steps
     return None, steps
 
 
@@ -719,13 +846,13 @@ _WALLET_GATE = (
 
 _LOCAL = rb"0-9A-Za-z_.+'&%\-\x80-\xff"
 _LOCAL_BYTES = b"".join(re.findall(rb"[" + _LOCAL + rb"]", bytes(range(256))))
-_FILE_ENDS = frozenset({b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp", b"ico", b"bmp", b"css", b"js", b"ts"})
+_FILE_ENDS = frozenset(b"png jpg jpeg gif svg webp ico bmp css js ts service socket timer slice".split())
 _COMMON_ENDS = frozenset({b"com", b"net", b"org", b"edu", b"gov", b"info", b"dev", b"app"})
 _URL_USER = re.compile(rb"://[^\s/@\x1e]{0,64}:\Z")
 
 
 def _email(match: Match) -> Span | None:
-    """Not an image at double size (`icon@2x.png`), a git remote, a method call (`x@w.dot(`) or the password of a URL."""
+    """Not an image (`icon@2x.png`), a unit (`user@1000.service`), a git remote, a call (`x@w.dot(`) or the password of a URL."""
     text, at, end = match.string, match.start(), match["end"].lower()
     if end in _FILE_ENDS or (text[match.end() : match.end() + 1] == b"(" and len(end) > 2 and end not in _COMMON_ENDS):
         return None
@@ -739,11 +866,13 @@ def _email(match: Match) -> Span | None:
 
 _LABEL = rb"[0-9A-Za-z_\x80-\xff][0-9A-Za-z_\-\x80-\xff]{0,62}"
 _DOMAIN = rb"(?:" + _LABEL + rb"\.){1,12}(?P<end>[A-Za-z\x80-\xff][0-9A-Za-z\-\x80-\xff]{1,62})"
-_EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])(?:@|%40)" + _DOMAIN), _email),)
+_AT = rb"(?:@|%40|&#64;|&#x40;)"
+"""Also as it stands in a URL and in HTML."""
+_EMAIL_RULES = (Rule("email", re.compile(rb"(?<=[0-9A-Za-z_+'&\-\x80-\xff])" + _AT + _DOMAIN), _email),)
 _EMAIL_STRICT = re.compile(
     b"|".join(
         rb"%s(?<=[0-9A-Za-z_+'&\-\x80-\xff]%s)(?<![^" % (sign, sign) + _LOCAL + rb"]git%s)(?=[0-9A-Za-z_\x80-\xff])" % sign
-        for sign in (b"@", b"%40")
+        for sign in (b"@", b"%40", b"&#64;", b"&#x40;")
     )
 )
 """Git remotes crowd in texts that nobody made for it."""
@@ -779,10 +908,18 @@ _EMAIL_REST = (
 # Credentials: the prefixes their issuers document, so that leaked ones can be found.
 
 
+_WORDS = re.compile(
+    rb"(?:(?:[A-Za-z]*[0-9]{0,4}|[A-Z]+[0-9]{1,4}[A-Z]+[0-9]?)[._/$\-])+[A-Za-z]*[0-9]{0,4}"
+    rb"|(?:[A-Z][0-9]{0,2})?(?:[A-Z]?[a-z]{4,}[0-9]{0,2}|[A-Z]{2,5}[0-9]{1,2}(?=[A-Z])|Key){2,}"
+)
+"""A name in code: words with signs between them, digits only at their ends, or in `CamelCase`."""
+_IN_HASH = re.compile(rb"(?:sha[0-9]{3}[=\-]|[0-9A-Za-z][\-_])\Z")
+
+
 def _random(match: Match) -> Span | None:
-    """Not a placeholder or a CSS class: many different characters, among them a digit or both cases."""
+    """Not a placeholder, a CSS class or a name in code: many different characters, among them a digit or both cases."""
     token = match["token"]
-    if len(set(token)) < 8:
+    if len(set(token)) < 8 or _WORDS.fullmatch(token):
         return None
     return match.span() if GROUP.search(token) or not (token.islower() or token.isupper()) else None
 
@@ -792,9 +929,16 @@ def _issued_token(match: Match) -> Span | None:
     return match.span() if len(set(match[0])) >= 8 else None
 
 
+def _prefixed(match: Match) -> Span | None:
+    """As `_random`, and no part of a hash, which may hold so short a prefix."""
+    start = match.start()
+    return None if _IN_HASH.search(match.string[max(0, start - 8) : start]) else _random(match)
+
+
 def _random_value(match: Match) -> Span | None:
-    """As `_random`, and with a digit, since names in code have both cases."""
-    return _random(match) if GROUP.search(match["token"]) else None
+    """As `_random`, and with a digit, since names in code have both cases; what is called is code."""
+    called = match.string[match.end() : match.end() + 1] in {b"(", b"["}
+    return _random(match) if GROUP.search(match["token"]) and not called else None
 
 
 def github_checksum(body: str) -> str:
@@ -821,19 +965,55 @@ def _jwt(match: Match) -> Span | None:
     return match.span() if claims.startswith(b"{") and b'"alg"' in claims else None
 
 
+_PAIR = re.compile(rb"[!-9;-~]+:[!-~]{4,}")
+
+
+def _basic(match: Match) -> Span | None:
+    """Name and password in base 64 (RFC 7617)."""
+    token = match["token"].rstrip(b"=")
+    try:
+        pair = base64.urlsafe_b64decode(token.translate(_URL_BASE64) + b"=" * (-len(token) % 4))
+    except ValueError:
+        return None
+    return match.span() if _PAIR.fullmatch(pair) else None
+
+
+_URL_BASE64 = bytes.maketrans(b"+/", b"-_")
+_PEM_MARKER = re.compile(rb"[^-]*-----BEGIN [0-9A-Z ]*-----(?:[\"'`<)]|\.{3})(?![^-]{0,60}[0-9A-Za-z+/]{40})")
+
+
+def _pem(match: Match) -> Span | None:
+    """The header of a key with the key, not by itself as a string in code."""
+    return None if _PEM_MARKER.match(match.string, match.start(), match.start() + 200) else match.span()
+
+
 _PLACEHOLDER = re.compile(
-    rb"(?i)[<${%*\[]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
+    rb"(?i)[<{]|%[({]|%[sdr]$|\*\*|\[[a-z<]|\.{3}|x{3}|your|example|changeme|placeholder|redacted|(?:(?:user)?pass(?:word|wd)?|pwd|secret)$"
 )
-_IN_CODE = re.compile(rb"[()\[\]{}<>$|\\]|^[*.]+$")
+_VERSION = re.compile(rb"[0-9]+[.:][0-9]")
+_IN_CODE = re.compile(
+    rb"^[*&]?[A-Za-z_][\w:.]*[(\[](?:.*[)\](\[])?$|[a-z]{4}\w*\(|^\$\(\w+\)|\$\{|[{}<>\\]|\|\||^[*.]+$"
+    rb"|^\$(?:[A-Z][A-Z0-9_]*|[a-z]+(?:_[a-z]+|[A-Z][a-z]+)*[0-9]?)$"
+)
 
 
 def _password_in_url(match: Match) -> Span | None:
-    return None if _PLACEHOLDER.match(match["password"]) else match.span()
+    """Neither a placeholder nor a letter or three, as in `://a:b@host`."""
+    return None if len(match["password"]) < 4 or _PLACEHOLDER.match(match["password"]) else match.span()
 
 
 def _password(match: Match) -> Span | None:
-    """A value after the word: a digit beside a letter or only digits, and no piece of code or placeholder."""
+    """A value after the word: a digit beside a letter or only digits, and no piece of code or placeholder.
+
+    The package `passwd` and its version, and lines of `/etc/passwd`, are none.
+    """
     value = match["value"].rstrip(b".!?:")
+    if match.string[max(0, match.start() - 5) : match.start()] == b"/etc/":
+        return None
+    start, end = match.span("word")
+    joined = match.string[start - 1 : start].isalnum() or match.start("value") == end
+    if not match["sign"] and (joined or _VERSION.match(value)):
+        return None
     if len(value) < 6 or _IN_CODE.search(value) or _PLACEHOLDER.match(value) or not GROUP.search(value):
         return None
     mixed = value.isdigit() or re.search(rb"[A-Za-z]", value)
@@ -843,6 +1023,7 @@ def _password(match: Match) -> Span | None:
 _END = rb"(?![0-9A-Za-z_\-])"
 _HEX = rb"[0-9a-f]"
 _URL64 = rb"[0-9A-Za-z_\-]"
+_UUID = _HEX + rb"{8}(?:-" + _HEX + rb"{4}){3}-" + _HEX + rb"{12}"
 _ISSUED_TOKENS = (
     # clouds and hosting
     rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",
@@ -903,13 +1084,48 @@ _ISSUED_TOKENS = (
     rb"tvly-[0-9A-Za-z\-]{20,60}",
     rb"nvapi-" + _URL64 + rb"{60,70}",
     rb"jina_" + _URL64 + rb"{50,70}",
+    # further clouds, packages, desks and tools
+    rb"LTAI[0-9A-Za-z]{20}",
+    rb"AKCp[0-9A-Za-z]{69}",
+    rb"v1\.0-" + _HEX + rb"{24}-" + _HEX + rb"{146}",
+    rb"AQVN" + _URL64 + rb"{35,38}",
+    rb"sha256~" + _URL64 + rb"{43}",
+    rb"FlyV1 fm[12]_[0-9A-Za-z+/=,_\-]{100,1000}",
+    rb"sl\.(?:u\.)?" + _URL64 + rb"{130,152}",
+    rb"EAA[MC][0-9A-Za-z]{60,300}",
+    rb"EAAA" + _URL64 + rb"{60}",
+    rb"GR1348941" + _URL64 + rb"{20}",
+    rb"CLOJARS_[0-9a-z]{60}",
+    rb"pat[0-9A-Za-z]{14}\." + _HEX + rb"{64}",
+    rb"pat\." + _URL64 + rb"{22}\." + _HEX + rb"{24}\.[0-9A-Za-z]{20}",
+    rb"pat-(?:na|eu|ap)[0-9]-" + _UUID,
+    rb"sdk-" + _UUID,
+    rb"sq[uap]_" + _HEX + rb"{40}",
+    rb"sgp_(?:" + _HEX + rb"{16}_|local_)?" + _HEX + rb"{40}",
+    rb"xkeysib-" + _HEX + rb"{64}-[0-9A-Za-z]{16}",
+    rb"shippo_(?:live|test)_" + _HEX + rb"{40}",
+    rb"duffel_(?:live|test)_" + _URL64 + rb"{43}",
+    rb"secret_[0-9A-Za-z]{43}",
+    rb"api_org_[0-9A-Za-z]{34}",
+    rb"tfp_" + _URL64 + rb"{40,60}",
+    rb"NR(?:II-" + _URL64 + rb"{32}|JS-" + _HEX + rb"{19})",
+    rb"API-[0-9A-Z]{26}",
+    rb"dnkey-[0-9A-Z_\-]{26}-[0-9A-Z_\-]{52}",
+    rb"fio-u-" + _URL64 + rb"{64}",
+    rb"ico-[0-9A-Za-z]{32}",
+    rb"p8e-[0-9a-z]{32}",
+    rb"pnu_[0-9A-Za-z]{36}",
+    rb"rdme_[0-9a-z]{70}",
+    rb"tk-us-" + _URL64 + rb"{48}",
+    rb"sk\.eyJ1[0-9A-Za-z_\-]{40,200}\." + _URL64 + rb"{22}",
+    rb"eyJrIjoi[0-9A-Za-z]{70,400}={0,3}",
     # encryption
     rb"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}",
 )
 _PEM = rb"-----BEGIN (?:[0-9A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
 _TOKEN_RULES = (
     Rule("secret", re.compile(_OPEN + rb"(?:" + rb"|".join(_ISSUED_TOKENS) + rb")" + _END), _issued_token),
-    Rule("secret", re.compile(_OPEN + rb"(?:sk|gw|gsk|xai|r8|csk|fw)[_\-](?P<token>[0-9A-Za-z_\-]{20,250})"), _random),
+    Rule("secret", re.compile(_OPEN + rb"(?:sk|gw|gsk|xai|r8|csk|fw)[_\-](?P<token>[0-9A-Za-z_\-]{20,250})"), _prefixed),
     Rule("secret", re.compile(_OPEN + rb"gh[pousr]_(?P<token>[0-9A-Za-z]{36,250})" + _SHUT), _github, steps=8),
     Rule("secret", re.compile(_OPEN + rb"(?P<head>eyJ[0-9A-Za-z_\-]{8,1000})\.[0-9A-Za-z_\-]{8,}(?:\.[0-9A-Za-z_\-]+)?"), _jwt),
 )
@@ -917,14 +1133,32 @@ _INNER_TOKEN_RULES = (
     Rule("secret", re.compile(rb"(?<=[0-9A-Za-z]{14})\.atlasv1\." + _URL64 + rb"{60,70}" + _END)),
     Rule("secret", re.compile(rb"(?<=[0-9]{8}):AA" + _URL64 + rb"{33}" + _END)),
     Rule("secret", re.compile(rb"(?<=[0-9a-f]{32})-us[0-9]{1,2}" + _SHUT), lambda match: (match.start() - 32, match.end())),
+    Rule(
+        "secret",
+        re.compile(rb"(?<=[0-9a-f]{32})-[0-9a-f]{8}-[0-9a-f]{8}" + _END),
+        lambda match: (match.start() - 32, match.end()),
+    ),
+    Rule(
+        "secret",
+        re.compile(rb"(?<=[0-9A-Za-z_~.]{3})8Q~[0-9A-Za-z_~.\-]{31,34}" + _END),
+        lambda match: (match.start() - 3, match.end()),
+    ),
     Rule("secret", re.compile(rb"hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]{20,200}")),
+    Rule("secret", re.compile(rb"discord(?:app)?\.com/api/webhooks/[0-9]{15,20}/[0-9A-Za-z_\-]{40,100}")),
+    Rule("secret", re.compile(rb"\.webhook\.office\.com/webhookb2/[0-9A-Za-z/@\-]{60,250}")),
 )
-_INNER_TOKEN_GATE = rb"\.atlasv1\.|:AA[0-9A-Za-z_\-]{8}|-us[0-9]|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]"
+_INNER_TOKEN_GATE = (
+    rb"\.atlasv1\.|:AA[0-9A-Za-z_\-]{8}|-us[0-9]|-[0-9a-f]{8}-[0-9a-f]{8}[^0-9A-Za-z_\-]|8Q~[0-9A-Za-z_~.\-]{31}"
+    rb"|hooks\.slack\.com/(?:services|workflows)/[0-9A-Za-z/_]|discord(?:app)?\.com/api/webhooks/[0-9]|\.webhook\.office\.com/w"
+)
 """Those that begin in the middle of a word."""
 _BEARER_RULES = (
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
 )
-_PEM_RULES = (Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?")),)
+_BASIC_RULES = (
+    Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])basic[ \t]{1,3}(?P<token>[0-9A-Za-z+/_\-]{12,4000}={0,2})"), _basic),
+)
+_PEM_RULES = (Rule("secret", re.compile(_PEM + rb"(?:[^\x1e\-]{0,20000}-----END [0-9A-Z ]{0,50}-----)?"), _pem),)
 _URL_RULES = (
     Rule(
         "secret",
@@ -936,17 +1170,20 @@ _SIGN = rb"[\"'`*]{0,3}[ \t]{0,3}(?P<sign>=>|:=|=|:|\x1e|(?i:is|was)\b)"
 _QUOTE = rb"[ \t]{0,3}[\"'`*]{0,3}"
 _PASSWORD_VALUE = rb"(?P<value>[^\s\"'`,;\x1e]{6,128})"
 _PASSWORD_WORD = rb"(?i:password|passwd|pwd|passphrase|passcode)"
+_PASSWORD_NEEDS = (b"password", b"passwd", b"pwd", b"passphrase", b"passcode")
 _KEY_WORD = (
-    rb"(?i:(?:api|access|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token|secret(?:[ _\-]?(?:key|id))?|token)"
+    rb"(?i:(?:api|access|account|private)[ _\-]?key|(?:access|auth|api|refresh|session)[ _\-]?token"
+    rb"|secret(?:[ _\-]?(?:key|id))?|token)"
 )
 _VALUE = rb"[^ \t\r\n\f\v\"'`,;\x1e]"
 _PASSWORD_REST = rb"(?:" + _SIGN.replace(b"?P<sign>", b"?:") + rb")?" + _QUOTE + _VALUE + rb"{6}"
 _PASSWORD_STRICT = re.compile(rb"[Pp](?i:assword|asswd|wd|assphrase|asscode)(?=" + _PASSWORD_REST + rb")")
 """One letter to look for: `re` is slow where a pattern may begin in many ways."""
-_KEY_REST = _SIGN.replace(b"?P<sign>", b"?:") + _QUOTE + rb"[0-9A-Za-z_+/=.~\-]{16}"
+_KEY_VALUE = rb"[0-9A-Za-z_+/=.~\-][0-9A-Za-z_+/=.~!@#$%%^*\-]{15%s}"
+_KEY_REST = _SIGN.replace(b"?P<sign>", b"?:") + _QUOTE + _KEY_VALUE % b""
 _ASSIGNMENT_RULES = (
-    Rule("secret", re.compile(_PASSWORD_WORD + _SIGN + rb"?" + _QUOTE + _PASSWORD_VALUE), _password),
-    Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>[0-9A-Za-z_+/=.~\-]{16,512})"), _random_value),
+    Rule("secret", re.compile(rb"(?P<word>" + _PASSWORD_WORD + rb")" + _SIGN + rb"?" + _QUOTE + _PASSWORD_VALUE), _password),
+    Rule("secret", re.compile(_KEY_WORD + _SIGN + _QUOTE + rb"(?P<token>" + _KEY_VALUE % b",511" + rb")"), _random_value),
 )
 
 _TOKEN_GATE = (
@@ -960,6 +1197,11 @@ _TOKEN_GATE = (
     rb"|dckr_[po]at_|oy2[a-z0-9]{43}|SK[0-9a-f]{32}|key-[0-9a-f]{32}"
     rb"|[MNO][DQTjz][0-9A-Za-z_\-]{22,26}\.|glsa_|glc_|NRAK-|sntry[su]_|dt0[a-z][0-9]{2}\.|PMAK-|lin_api_"
     rb"|ntn_[0-9A-Za-z]{8}|fig[dopu]_[0-9A-Za-z_\-]{8}|shp(?:at|ca|pa|ss)_|sq0(?:atp|csp)-|access_token\$|EZ[AT]K[0-9A-Za-z]{8}"
+    rb"|LTAI[0-9A-Za-z]{20}|AKCp[0-9A-Za-z]{8}|v1\.0-[0-9a-f]{24}-|AQVN[0-9A-Za-z_\-]{35}|sha256~|FlyV1 fm"
+    rb"|sl\.[0-9A-Za-z_\-.]{100}|EAA[MC][0-9A-Za-z]{60}|EAAA[0-9A-Za-z_\-]{60}|GR1348941|CLOJARS_|pat[0-9A-Za-z]{14}\.[0-9a-f]{8}|pat\.[0-9A-Za-z_\-]{22}\."
+    rb"|pat-(?:na|eu|ap)[0-9]-|sdk-[0-9a-f]{8}-|sq[uap]_[0-9a-f]{8}|sgp_|xkeysib-|shippo_(?:live|test)_|duffel_(?:live|test)_"
+    rb"|secret_[0-9A-Za-z]{43}|api_org_|tfp_[0-9A-Za-z_\-]{8}|NR(?:II|JS)-|API-[0-9A-Z]{26}|dnkey-|fio-u-|ico-[0-9A-Za-z]{32}"
+    rb"|p8e-[0-9a-z]{8}|pnu_[0-9A-Za-z]{8}|rdme_|tk-us-|sk\.eyJ1"
     rb"|FLWSECK|access-(?:production|sandbox|development)-|pplx-|tgp_v1_|lsv2_|pcsk_|tvly-|nvapi-|jina_|AGE-SECRET-KEY-1)"
 )
 _HEX4 = rb"[0-9A-Fa-f]{1,4}"
@@ -975,7 +1217,7 @@ _IPV6_GATE = (
 )  # fmt: skip
 
 _DIGITS = rb"[0-9](?:[ \t().\-/_]{0,3}[0-9]){6}|[0-9]{6}[+A-FU-Y][0-9]{3}|[A-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]"
-_DIGITS += rb"|[0-9]{2}[A-Za-z][0-9]{2}[A-Za-z][0-9]{3}[A-Za-z]|[A-Za-z][0-9]{6}[HMXhmx][A-Za-z]{5}"
+_DIGITS += rb"|[0-9]{2}[A-Za-z][0-9]{2} ?[A-Za-z][0-9]{3}[A-Za-z]|[A-Za-z][0-9]{6}[HMXhmx][A-Za-z]{5}"
 _OCTETS = rb"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"
 _COLONS = rb"::[0-9A-Fa-f]|[0-9A-Fa-f]::|(?::" + _HEX4 + rb"){6}:"
 
@@ -1017,11 +1259,12 @@ GROUPS = (
 
 NEEDY = (
     Family(_PLUS_GATE, _PLUS_RULES, by_word=True, needs=(b"+",)),
-    Family(rb"(?:@|%40)", _EMAIL_RULES, rest=_EMAIL_REST, ahead=1024, needs=(b"@", b"%40"), strict=_EMAIL_STRICT),
+    Family(_AT, _EMAIL_RULES, rest=_EMAIL_REST, ahead=1024, needs=(b"@", b"%40", b"&#"), strict=_EMAIL_STRICT),
     Family(rb"(?i:bearer)[ \t]{1,3}[0-9A-Za-z._~+/=\-]{20}", _BEARER_RULES, ahead=4000, needs=(b"bearer",)),
+    Family(rb"(?i:basic)[ \t]{1,3}[0-9A-Za-z+/_\-]{12}", _BASIC_RULES, ahead=4000, needs=(b"basic",)),
     Family(rb"-----BEGIN [0-9A-Z ]{0,40}PRIVATE KEY", _PEM_RULES, ahead=21_000, needs=(b"-----begin",)),
     Family(rb"://[^ \t\r\n\f\v:/@\x1e]*:[^ \t\r\n\f\v/@\x1e]+@", _URL_RULES, needs=(b"://",)),
-    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=(b"pass", b"pwd"), strict=_PASSWORD_STRICT),
+    Family(_PASSWORD_WORD, _ASSIGNMENT_RULES[:1], rest=_PASSWORD_REST, needs=_PASSWORD_NEEDS, strict=_PASSWORD_STRICT),
     Family(_KEY_WORD, _ASSIGNMENT_RULES[1:], rest=_KEY_REST, ahead=1024, needs=(b"key", b"token", b"secret"), wordy=True),
 )
 """Families that are looked for behind what they need."""

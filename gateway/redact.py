@@ -28,6 +28,7 @@ _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 _NONCE_CHARS = 4
 PLACEHOLDER = re.compile(r"\[[A-Z0-9_]+_([A-Z0-9]+)_[0-9]+\]")
 """Any gateway's, with its nonce. One pattern for all: to compile one for each nonce would cost 0.1 ms."""
+_NO_NAME = re.compile(r"[^A-Z0-9]")
 _LOOKALIKE = "text"
 """The kind of what is masked only because it looks like a placeholder."""
 _HEAD = frozenset({"system", "instructions", "tools", "functions", "response_format", "text"})
@@ -65,8 +66,8 @@ class Vault:
         self.on_altered: Callable[[int], None] = _nobody
         self._placeholders: dict[str, str] = {}
         self._values: dict[str, str] = {}
-        self._stems: set[str] = set()
-        """What stands before the number, for each kind."""
+        self._stems: dict[str, str] = {}
+        """By kind, what stands before the number."""
 
     def __bool__(self) -> bool:
         """Whether anything was masked."""
@@ -85,11 +86,11 @@ class Vault:
         """The placeholder for a value; the same for the same value."""
         known = self._placeholders.get(value)
         if known is None:
-            name = re.sub(r"[^A-Z0-9]", "_", kind.upper())
-            stem = f"[{name}_{self.nonce}_"
+            stem = self._stems.get(kind)
+            if stem is None:
+                stem = self._stems[kind] = f"[{_NO_NAME.sub('_', kind.upper())}_{self.nonce}_"
             known = self._placeholders[value] = f"{stem}{len(self._values) + 1}]"
             self._values[known] = value
-            self._stems.add(stem)
             if kind != _LOOKALIKE:
                 self.counts[kind] += 1
         return known
@@ -103,7 +104,7 @@ class Vault:
 
     def begins(self, text: str) -> bool:
         """Whether a placeholder may begin with this text and be longer."""
-        for stem in self._stems:
+        for stem in self._stems.values():
             if stem.startswith(text):
                 return True
             if text.startswith(stem):
@@ -114,6 +115,11 @@ class Vault:
     def undone(self, text: str) -> str:
         """The text that was masked so, where nobody has had it in between."""
         return PLACEHOLDER.sub(lambda match: self._values.get(match[0], match[0]), text) if self.nonce in text else text
+
+    def may_be_in(self, document: bytes) -> bool:
+        """Whether a placeholder may stand in a string of a JSON document, escaped or not: seldom yes where none does."""
+        text = document.decode("utf-8", "surrogatepass")
+        return self.nonce in text.upper() or "\\u00" in text
 
     def restore(self, text: str, *, quoted: bool = False) -> str:
         """A whole text with the originals in it."""

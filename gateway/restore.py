@@ -139,17 +139,20 @@ def whole(body: bytes, vault: Vault) -> bytes:
     """A whole answer with the originals in it; what is not JSON stays as it is."""
     if _object(body) is None:
         return body
-    return literals.edited(body, lambda literal: vault.restore(literal.text, quoted=_is_json(literal, vault)))
+    return literals.edited(body, lambda literal: _restored(literal, vault))
+
+
+def _restored(literal: literals.Literal, vault: Vault) -> str:
+    return vault.restore(literal.text, quoted=not literal.is_key and _is_json(literal.path, vault))
 
 
 _ANSWER_KEYS = frozenset({"content", "text", "delta"})
 """Keys of strings that are the answer itself: JSON, where the client has asked for JSON."""
 
 
-def _is_json(literal: literals.Literal, vault: Vault) -> bool:
-    """Whether a string is JSON itself, so that what is put back into it must be escaped."""
-    name = literal.path[-1]
-    return not literal.is_key and (name in ARGUMENTS or (vault.json_answer and name in _ANSWER_KEYS))
+def _is_json(path: literals.Path, vault: Vault) -> bool:
+    """Whether the string that stands here is JSON itself, so that what is put back into it must be escaped."""
+    return path[-1] in ARGUMENTS or (vault.json_answer and path[-1] in _ANSWER_KEYS)
 
 
 class _Read(NamedTuple):
@@ -219,15 +222,13 @@ class Events:
             self._next = number
         before = self._tails(read.closes)
 
-        def edit(literal: literals.Literal) -> str:
-            key = None if literal.is_key else read.pieces.get(literal.path)
-            if key is None:
-                return self._vault.restore(literal.text, quoted=_is_json(literal, self._vault))
-            channel = self._channel(key, literal)
-            said = channel.feed(literal.text)
-            return said + channel.flush() if key in read.ends else said
-
-        edited = literals.edited(data, edit)
+        said, same = {}, not self._vault.may_be_in(data)
+        for path, key in read.pieces.items():
+            text = _at(event, path)
+            channel = self._channel(key, path)
+            said[path] = channel.feed(text) + (channel.flush() if key in read.ends else "")
+            same = same and said[path] == text
+        edited = data if same else literals.edited(data, lambda literal: self._edit(literal, said))
         if isinstance(number, int):
             self._next = number + 1
             if self._added and self._numbered:
@@ -235,10 +236,14 @@ class Events:
                 edited = edited[:start] + b"%d" % (number + self._added) + edited[end:]
         return before + (raw if edited == data else _with_data(raw, data, edited))
 
-    def _channel(self, key: Key, literal: literals.Literal) -> Channel:
+    def _edit(self, literal: literals.Literal, said: Mapping[literals.Path, str]) -> str:
+        text = None if literal.is_key else said.get(literal.path)
+        return _restored(literal, self._vault) if text is None else text
+
+    def _channel(self, key: Key, path: literals.Path) -> Channel:
         channel = self._channels.get(key)
         if channel is None:
-            quoted = key[-1] in ARGUMENTS or "arguments" in str(key[0]) or _is_json(literal, self._vault)
+            quoted = key[-1] in ARGUMENTS or "arguments" in str(key[0]) or _is_json(path, self._vault)
             channel = self._channels[key] = Channel(self._vault, quoted=quoted)
         return channel
 
@@ -255,6 +260,12 @@ class Events:
                 head = f"event: {name}\n".encode() if isinstance(name, str) else b""
                 out.append(head + sse.event_of(json.dumps(event, separators=(",", ":")).encode()))
         return b"".join(out)
+
+
+def _at(value: Any, path: literals.Path) -> str:
+    for step in path:
+        value = value[step]
+    return str(value)
 
 
 def _with_data(raw: bytes, data: bytes, edited: bytes) -> bytes:
