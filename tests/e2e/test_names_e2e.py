@@ -184,23 +184,6 @@ def test_a_wrong_setting_is_told_with_its_place(tmp_path, text):
     assert "model" in said.stdout + said.stderr or 'did you mean "presidio"' in said.stdout + said.stderr
 
 
-def test_policies_that_change_while_the_worker_is_away_are_in_force_at_once(presidio_model, tmp_path):
-    """Those that ask for names make all restricted that nobody can read, until somebody can."""
-    with gateway_with(tmp_path, presidio_model, policy="") as (gateway, _):
-        until(lambda: state(gateway) == "ready", "the worker")
-        policy = gateway.policies / "all.toml"
-        assert judged(gateway, plain())[0] == "far/m"
-        with folder_away(presidio_model):
-            gateway.kill(WORKER)
-            until(lambda: state(gateway) != "ready", "its loss")
-            assert judged(gateway, plain())[0] == "far/m"
-            policy.write_text(ANYWHERE + AT_HOME)
-            until(lambda: judged(gateway, plain()) == AWAY, "names asked for")
-            assert judged(gateway, plain()) == AWAY
-        until_read(gateway)
-        assert judged(gateway, plain())[0] == "far/m"
-
-
 @pytest.mark.redis
 def test_a_dead_redis_changes_nothing_about_names(presidio_model, tmp_path):
     """Two front workers, each with a connection of its own to the one names worker."""
