@@ -43,8 +43,10 @@ $(BIN)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
+# GLiNER refuses transformers from 5.17 on, by its metadata alone: its tests pass.
 $(BIN)/.installed-dev: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gliner
 	@touch $@
 
 clean:  ## Remove the virtual environment and caches; the state folder .gateway stays

@@ -235,7 +235,8 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
 
 
 _GOODS = re.compile(
-    rb"(?i)\b(?:(?:ean|gtin|upc|isbn|tracking)[ \-]?(?:number|code|no|nr)?\.?|seq|offset|bytes|numberlong)[\"']?[ :#=(]{0,3}[\"']?\Z"
+    rb"(?i)\b(?:(?:ean|gtin|upc|isbn|tracking)[ \-]?(?:number|code|no|nr)?\.?|seq|offset|bytes|numberlong)"
+    rb"[\"']?[ :#=(]{0,3}[\"']?\Z"
 )
 _RECORD = re.compile(rb"(?i)\b(?:(?:owner|account|project)_number|(?!card)(?:[a-z]+_)?id)[\"']?[ :#=(]{0,3}[\"']?\Z")
 _CELLS = {

@@ -1,13 +1,11 @@
 """Fixtures that tests of several folders share."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from front import POLICY, World
 from hypothesis import HealthCheck, settings
+from named import made
 
 # The same examples each time, so that a run fails for what was changed; `--hypothesis-profile=explore` draws others.
 SLOW = {"deadline": None, "max_examples": 40, "suppress_health_check": [HealthCheck.too_slow]}
@@ -43,9 +41,12 @@ def upstream_key(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def names_pipeline(tmp_path_factory):
-    """A folder with a spaCy pipeline that knows some names; trained in a process of its own, so that this one stays without spaCy."""
-    folder = tmp_path_factory.mktemp("spacy") / "names"
-    script = Path(__file__).parent / "names" / "spacy_pipeline.py"
-    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=300, capture_output=True)
-    return folder
+def presidio_model(tmp_path_factory):
+    """A spaCy pipeline that knows some names."""
+    return made("presidio", tmp_path_factory.mktemp("spacy") / "names")
+
+
+@pytest.fixture(scope="session")
+def gliner_model(tmp_path_factory):
+    """A GLiNER that takes every word for a name."""
+    return made("gliner", tmp_path_factory.mktemp("gliner") / "names")

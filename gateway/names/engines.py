@@ -78,7 +78,8 @@ class Gliner:
         try:
             from gliner import GLiNER  # noqa: PLC0415 - heavy
         except ImportError as error:
-            raise WeightsError(f"{error.name} is missing; run: pip install gliner") from error
+            mend = 'pip install "gateway[gliner]" && pip install --no-deps gliner'
+            raise WeightsError(f"{error.name} is missing; run: {mend}") from error
         try:
             self._model: Any = GLiNER.from_pretrained(model, local_files_only=True)
         except Exception as error:  # a folder may hold anything, and each of the libraries that read it has errors of its own

@@ -11,7 +11,10 @@ from pathlib import Path
 from gateway.config import Config
 
 _PACKAGES = {"presidio": ("presidio_analyzer", "spacy"), "gliner": ("gliner",)}
-_MENDS = {"presidio": 'run: pip install "gateway[names]"', "gliner": "docs/privacy.md says how to install it"}
+_MENDS = {
+    "presidio": 'run: pip install "gateway[names]"',
+    "gliner": 'run: pip install "gateway[gliner]" && pip install --no-deps gliner',
+}
 _DESCRIPTIONS = {"presidio": "meta.json", "gliner": "gliner_config.json"}
 """The file in a folder without which it holds no such model."""
 

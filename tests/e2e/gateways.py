@@ -88,6 +88,19 @@ def _answers(client: redis.Redis) -> bool:
         return False
 
 
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], object]]:
+    """A disk of its own; gives what makes it larger."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a real full disk needs the right to mount a tmpfs")
+    try:
+        yield lambda larger: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 class Gateway:
     """One `gateway serve` process with a folder of its own."""
 

@@ -5,14 +5,12 @@ import json
 import re
 import signal
 import socket
-import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from gateways import ECHO, ECHO_POLICY, Gateway, until
+from gateways import ECHO, ECHO_POLICY, Gateway, small_disk, until
 
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
 
@@ -330,19 +328,6 @@ def test_a_purge_reaches_every_place_whether_or_not_a_gateway_runs(tmp_path, run
     assert len(audits) == (2 if running else 1)
     kept = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
     assert b"heron" not in kept.lower()
-
-
-@contextmanager
-def small_disk(folder, size):
-    """A disk of its own; gives what makes it larger."""
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a real full disk needs the right to mount a tmpfs")
-    try:
-        yield lambda larger: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 LONG = {"model": "echo", "messages": [{"role": "user", "content": "word " * 1000}], "stream": True}

@@ -1,11 +1,7 @@
 """GLiNER behind the interface of the engines. At a least score of nothing its weights of chance take every word that they see."""
 
-import importlib.util
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +9,6 @@ from gateway.names import engines
 from gateway.weights import WeightsError
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("gliner") is None, reason="gliner is not installed"),
     pytest.mark.filterwarnings("default"),
     pytest.mark.filterwarnings("error:Sentence of length"),
 ]
@@ -29,16 +24,8 @@ WORD = re.compile(r"\w+(?:[-_]\w+)*|\S")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("gliner") / "model"
-    script = Path(__file__).parent / "gliner_model.py"
-    subprocess.run([sys.executable, str(script), str(made)], check=True, timeout=300, capture_output=True)
-    return made
-
-
-@pytest.fixture(scope="module")
-def engine(folder):
-    return engines.load("gliner", str(folder), language="en", least_score=0.0)
+def engine(gliner_model):
+    return engines.load("gliner", str(gliner_model.folder), language="en", least_score=gliner_model.least_score)
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -62,9 +49,9 @@ def test_what_is_no_name_is_none(engine):
 
 @pytest.mark.parametrize("broken", ["gliner_config.json", "pytorch_model.bin", "tokenizer.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", None])
-def test_a_folder_that_is_no_model_is_told(folder, tmp_path, broken, content):
+def test_a_folder_that_is_no_model_is_told(gliner_model, tmp_path, broken, content):
     """Whichever file is missing or holds something else."""
-    shutil.copytree(folder, tmp_path / "model")
+    shutil.copytree(gliner_model.folder, tmp_path / "model")
     (tmp_path / "model" / broken).unlink()
     if content is not None:
         (tmp_path / "model" / broken).write_text(content)

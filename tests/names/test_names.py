@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from front import POLICY
 from hostile import hostile
+from named import AT_HOME, MASKED
 from parrot import parrot
 
 from gateway import config, privacy
@@ -26,21 +27,19 @@ from gateway.weights import WeightsError
 
 TEXT = "Please write a letter to Ingrid Okafor in Vienna, ada@example.org."
 KINDS = frozenset({"person", "location"})
-AT_HOME = POLICY + '[classes]\nconfidential = ["person"]\npublic = ["email"]\n'
-MASKED = AT_HOME + '[[limit]]\nname = "masked"\nredact = "outside"\n'
+POLICY_AT_HOME, POLICY_MASKED = POLICY + AT_HOME, POLICY + MASKED
 
 
 @pytest.fixture(scope="session")
-def presidio(names_pipeline):
-    return engines.load("presidio", str(names_pipeline), language="en", least_score=0.5)
+def presidio(presidio_model):
+    return engines.load("presidio", str(presidio_model.folder), language="en", least_score=presidio_model.least_score)
 
 
 @pytest.fixture(scope="module")
-def worker(names_pipeline, tmp_path_factory):
+def worker(presidio_model, tmp_path_factory):
     """A names worker, and its socket; SIGSTOP and SIGCONT are a test's own business."""
     path = tmp_path_factory.mktemp("run") / "names.sock"
-    command = [sys.executable, "-m", "gateway.names.worker", "--socket", path, "--engine", "presidio", "--model", names_pipeline]
-    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(presidio_model.command(path), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         states = []
         while not states or states[-1]["state"] == "loading":
             states.append(json.loads(process.stdout.readline()))
@@ -83,10 +82,10 @@ def test_a_model_that_is_not_there_is_told_with_its_mend(engine, model):
 
 
 @pytest.mark.parametrize(("engine", "package"), [("presidio", "presidio_analyzer"), ("gliner", "gliner")])
-def test_a_package_that_is_not_there_is_told_with_its_mend(engine, package, names_pipeline, monkeypatch):
+def test_a_package_that_is_not_there_is_told_with_its_mend(engine, package, presidio_model, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(WeightsError, match="pip install"):
-        engines.load(engine, str(names_pipeline), language="en", least_score=0.5)
+        engines.load(engine, str(presidio_model.folder), language="en", least_score=0.5)
 
 
 @pytest.mark.parametrize(("most_words", "most_tokens"), [(150, 472), (7, 472), (150, 45), (1, 1)])
@@ -210,7 +209,7 @@ async def answer(made, sent):
 
 async def test_a_name_keeps_a_request_at_home(world, worker):
     """What has none goes where it went before; what cannot be read counts as restricted."""
-    async with hostile() as server, front(world, worker[1], server, AT_HOME, "internal") as made:
+    async with hostile() as server, front(world, worker[1], server, POLICY_AT_HOME, "internal") as made:
         await answer(made, ask("How do I sort a list in Python?"))
         await answer(made, ask(TEXT))
         await answer(made, ask("Please call John Taylor. " * 1_000))
@@ -225,7 +224,7 @@ async def test_a_name_keeps_a_request_at_home(world, worker):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_name_leaves_masked_and_comes_back(world, worker, stream):
     """The upstream never sees it; the client sees nothing else."""
-    async with hostile() as server, front(world, worker[1], server, MASKED, "restricted") as made:
+    async with hostile() as server, front(world, worker[1], server, POLICY_MASKED, "restricted") as made:
         server.scripts = [parrot(seed=3)]
         out = await answer(made, ask(TEXT, stream=stream))
         ((_, sent),) = server.requests
@@ -241,11 +240,11 @@ async def test_a_name_leaves_masked_and_comes_back(world, worker, stream):
 def test_policies_that_ask_for_names_need_a_model(tmp_path):
     """Else the start is refused, with the mend; without such a kind nothing is asked of a model that is set up."""
     (tmp_path / "policies").mkdir()
-    (tmp_path / "policies" / "all.toml").write_text(AT_HOME)
+    (tmp_path / "policies" / "all.toml").write_text(POLICY_AT_HOME)
     path = tmp_path / "config.toml"
     plain = '[cache]\nsemantic = false\n[policies]\ndefault = "listed"\n'
     path.write_text(plain)
-    line = 1 + AT_HOME[: AT_HOME.index('"person"')].count("\n")
+    line = 1 + POLICY_AT_HOME[: POLICY_AT_HOME.index('"person"')].count("\n")
     with pytest.raises(
         ConfigError, match=rf'^policies/all.toml:{line}:17: "person" is found by a model only.*\[names\] in config.toml'
     ):
@@ -271,7 +270,7 @@ def test_policies_that_ask_for_names_are_never_in_force_without_a_model(tmp_path
     store.propose(load(without, file.parent))
     watcher = Watcher(without, file.parent, store)
     assert watcher.poll() is watcher.poll() is None
-    file.write_text(AT_HOME)
+    file.write_text(POLICY_AT_HOME)
     assert watcher.poll() is None
     assert 'policies/all.toml:8:17: "person"' in str(watcher.poll().problems[0])
     path.write_text(plain + '[names]\nmodel = "en_core_web_sm"\n')
@@ -293,7 +292,7 @@ def test_a_rule_about_names_that_nobody_looks_for_is_refused(block):
     assert Generation(files, Catalogue(upstreams=(), models={}, substitutable=())).named == {"person"}
 
 
-def test_what_the_names_worker_needs_is_looked_for_without_loading_it(names_pipeline, tmp_path, monkeypatch):
+def test_what_the_names_worker_needs_is_looked_for_without_loading_it(presidio_model, tmp_path, monkeypatch):
     """Each thing that is missing is named with its mend; where nothing is, nothing was imported for it."""
 
     def missing(**fields):
@@ -302,7 +301,7 @@ def test_what_the_names_worker_needs_is_looked_for_without_loading_it(names_pipe
         return needs.missing(config.load(tmp_path / "config.toml"))
 
     before = set(sys.modules)
-    assert missing(model=names_pipeline) is None
+    assert missing(model=presidio_model.folder) is None
     assert not {name.partition(".")[0] for name in set(sys.modules) - before} & {"spacy", "presidio_analyzer", "gliner"}
     assert "python -m spacy download no_such_pipeline" in missing(model="no_such_pipeline")
     assert f'the folder "{tmp_path}/none" is not there' in missing(model="./none").replace("/./", "/")
@@ -313,14 +312,14 @@ def test_what_the_names_worker_needs_is_looked_for_without_loading_it(names_pipe
     monkeypatch.setitem(sys.modules, "gliner", None)
     assert "gliner is missing" in missing(model=tmp_path, engine="gliner")
     monkeypatch.setitem(sys.modules, "spacy", None)
-    assert 'spacy is missing; run: pip install "gateway[names]"' in missing(model=names_pipeline)
+    assert 'spacy is missing; run: pip install "gateway[names]"' in missing(model=presidio_model.folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_names_worker_that_loads_stops_at_once(names_pipeline, tmp_path, number):
+def test_a_names_worker_that_loads_stops_at_once(presidio_model, tmp_path, number):
     """Its libraries and its pipeline take seconds, which nobody waits for: status 0, and nothing is left or said."""
     path = tmp_path / "names.sock"
-    command = [sys.executable, "-m", "gateway.names.worker", "--socket", path, "--engine", "presidio", "--model", names_pipeline]
+    command = presidio_model.command(path)
     pipe = subprocess.PIPE
     with subprocess.Popen(list(map(str, command)), stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert json.loads(process.stdout.readline())["state"] == "loading"
