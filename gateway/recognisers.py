@@ -524,7 +524,7 @@ _NOBODY_V4 = re.compile(rb"0\.|127\.|255\.")
 _HEX_WITH_DIGIT = re.compile(rb"(?i)(?=[a-f]*[0-9])[0-9a-f]{3,4}")
 
 
-_SECTION = re.compile(rb"(?://|/\*|\xa7) ?\Z")
+_SECTION = re.compile(rb"(?:// |/\* ?|\xa7 ?)\Z")
 _FRACTION_BEFORE = re.compile(rb"(?<![0-9.])[0-9]*\.[0-9]+[ ,]?-?\Z")
 _FRACTION_BEHIND = re.compile(rb"[ ,]?-?[0-9]*\.[0-9]+(?:\.[0-9]+)?(?![0-9.])")
 _VERSION_BEHIND = re.compile(rb"-(?:[0-9](?![0-9])|[A-Za-z])|\) [a-z\-]+; urgency=")
