@@ -155,9 +155,8 @@ _ASCII = bytes(range(0x80))
 _FEW = 16
 """So many different characters are replaced one by one, each in a pass at the speed of memory."""
 
-_CODE = r"u([0-9A-Fa-f]{4})"
-_BEHIND_SLASHES = re.compile(rf"{_CODE}|([\"'/])|[nrt]")
-_UNICODE_ESCAPE = re.compile(rf"(?<!\\)\\+{_CODE}(?:(?<=u[dD][89abAB]..)\\+u([dD][c-fC-F][0-9A-Fa-f]{{2}}))?")
+_BEHIND_SLASHES = re.compile(r"u([0-9A-Fa-f]{4})|([\"'/])|[nrt]")
+_UNICODE_ESCAPE = re.compile(r"((?<!\\)\\+u[0-9A-Fa-f]{4}(?:(?<=u[dD][89abAB]..)\\+u[dD][c-fC-F][0-9A-Fa-f]{2})?)")
 """A character, or the two halves of one."""
 _ESCAPED = re.compile(rf"{_UNICODE_ESCAPE.pattern}|(?<!\\)\\+(?:([\"'/])|[nrt])")
 _BREAKS = re.compile(r"(?<!\\)\\+[nrt]")
@@ -171,20 +170,22 @@ def _fold(match: re.Match[str]) -> str:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    return _plain_of(match) if match[1] else match[3] or "\n"
+    return _character_of(match[1]) if match[1] else match[2] or "\n"
 
 
-def _plain_of(match: re.Match[str]) -> str:
-    """What an escape written as a number stands for in ASCII; the escape itself where there is nothing."""
-    plain = _plain_of_code(match[1], match[2] or "")
-    return match[0] if plain is None else plain
+def _character_of(escape: str) -> str:
+    """What an escape written as a number stands for, folded; the escape itself where that is a control or half a character."""
+    _, *codes = escape.split("u")
+    plain = _character(*(code.rstrip("\\") for code in codes))
+    return escape if plain is None else plain
 
 
-def _plain_of_code(code: str, half: str) -> str | None:
+def _character(code: str, half: str = "") -> str | None:
     number = int(code, 16)
     if half:
         number = 0x10000 + (number - 0xD800 << 10) + int(half, 16) - 0xDC00
-    return chr(number) if 0x20 <= number < 0x80 else _FOLDED.get(chr(number))
+    letter = chr(number)
+    return None if unicodedata.category(letter) in {"Cc", "Cs"} else _FOLDED.get(letter, letter)
 
 
 def normalise(text: str) -> str:
@@ -249,9 +250,12 @@ def _unescaped(text: str) -> str:
     for mark, pattern, plain in _QUOTES:
         if mark in text:
             text = pattern.sub(plain, text)
-    if "\\u" not in text or all(_plain_of_code(*code) is None for code in set(_UNICODE_ESCAPE.findall(text))):
-        return text
-    return _UNICODE_ESCAPE.sub(_plain_of, text)
+    if "\\u" in text:
+        parts = _UNICODE_ESCAPE.split(text)
+        known = {escape: _character_of(escape) for escape in set(parts[1::2])}
+        parts[1::2] = map(known.__getitem__, parts[1::2])
+        text = "".join(parts)
+    return text
 
 
 def _read(pieces: Iterable[str]) -> Iterator[str]:
@@ -261,7 +265,7 @@ def _read(pieces: Iterable[str]) -> Iterator[str]:
         n_slashes += 1
         if piece:
             match = _BEHIND_SLASHES.match(piece)
-            plain = None if match is None else _plain_of_code(match[1], "") if match[1] else match[2] or "\n"
+            plain = None if match is None else _character(match[1]) if match[1] else match[2] or "\n"
             yield "\\" * n_slashes + piece if match is None or plain is None else plain + piece[match.end() :]
             n_slashes = 0
     yield "\\" * n_slashes

@@ -181,12 +181,13 @@ def test_a_config_that_lost_its_model_sends_no_name_away(tmp_path):
     model = Model("presidio", "no_such_pipeline")
     with gateway_with(tmp_path, model) as (gateway, _):
         assert "spacy download no_such_pipeline" in gateway.cli("check").stdout
-    gateway.config.write_text(gateway.config.read_text().replace(model.section(timeout_s=5.0), ""))
-    with gateway as without:
-        assert without.ready()["policy_files"].startswith("broken at policies/all.toml:5:17; the last good ones stay in force")
-        assert 'policies/all.toml:5:17: "person" is found by a model only' in without.said
+    config = CONFIG.format(names="", far="http://127.0.0.1:9/v1", takes="internal", home="restricted")
+    with Gateway(tmp_path, config, policies={"all.toml": ANYWHERE + AT_HOME}) as without:
+        without.key = gateway.key
+        assert without.ready()["policy_files"].startswith("broken at policies/all.toml:6:17; the last good ones stay in force")
+        assert 'policies/all.toml:6:17: "person" is found by a model only' in without.said
         assert judged(without, naming()) == AWAY
-        assert 'policies/all.toml:5:17: "person"' in without.cli("check").stderr
+        assert 'policies/all.toml:6:17: "person"' in without.cli("check").stderr
 
 
 @pytest.mark.parametrize("text", ['[names]\nmodle = "x"\n', "[names]\n", '[names]\nmodel = "x"\nengine = "presido"\n'])
