@@ -348,7 +348,7 @@ def read_folder(folder: Path) -> dict[str, str]:
 
 
 def lost(old: Generation, new: Generation) -> list[str]:
-    """What a change from `old` to `new` loses, in words: files, limits, terms, classes lowered, text that may now be logged."""
+    """What a change from `old` to `new` loses, in words: files, limits, terms, classes lowered, names not looked for, text that may be logged."""
     files = {name: policy.file for name, policy in old.policies.items() if name not in new.policies}
     found = [f'the policy "{name}" ({file})' for name, file in files.items()]
     kept = {limit.name for limit in new.limits}
@@ -363,6 +363,7 @@ def lost(old: Generation, new: Generation) -> list[str]:
         before, after = (RANK[generation.classes.get(kind, "restricted")] for generation in (old, new))
         if after < before:
             found.append(f'the class of "{kind}": {CLASSES[before]}, lowered to {CLASSES[after]}')
+    found += [f'the search for "{kind}" by a model' for kind in sorted(old.named - new.named)]
     if _text_rank(new) > _text_rank(old):
         found.append(f"text out of the log: text_up_to was {old.log_text_up_to or 'nothing'}, raised to {new.log_text_up_to}")
     return found

@@ -54,6 +54,8 @@ def test_a_generation_opens_from_its_source_as_the_same():
             generation('[log]\ntext_up_to = "public"'),
             ["text out of the log: text_up_to was nothing, raised to public"],
         ),
+        (generation('[classes]\ninternal = ["person"]'), generation(""), ['the search for "person" by a model']),
+        (generation(""), generation('[classes]\ninternal = ["person"]'), []),
         (generation('[log]\ntext_up_to = "public"'), generation(""), []),
         (generation(LIMIT), generation(LIMIT.replace("off", "exact")), []),
         (generation(""), generation(LIMIT), []),
@@ -61,7 +63,7 @@ def test_a_generation_opens_from_its_source_as_the_same():
     ],
 )
 def test_what_a_change_loses_is_told(old, new, losses):
-    """Files, limits, classes and silence of the log cannot vanish unnoticed; gains and moves are no loss."""
+    """Files, limits, classes, the search for names and silence of the log cannot vanish unnoticed; gains and moves are no loss."""
     assert lost(old, new) == losses
 
 
