@@ -348,7 +348,10 @@ def read_folder(folder: Path) -> dict[str, str]:
 
 
 def lost(old: Generation, new: Generation) -> list[str]:
-    """What a change from `old` to `new` loses, in words: files, limits, terms, classes lowered, names not looked for, text that may be logged."""
+    """What a change from `old` to `new` loses, in words.
+
+    Files, limits, terms, classes that are lowered, names that are not looked for, text that may now be logged.
+    """
     files = {name: policy.file for name, policy in old.policies.items() if name not in new.policies}
     found = [f'the policy "{name}" ({file})' for name, file in files.items()]
     kept = {limit.name for limit in new.limits}
