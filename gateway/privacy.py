@@ -581,7 +581,8 @@ class Detector:
             hunt.spend(_SEARCH * len(hot))
             for gate, family, kinds in families if hot else ():
                 marks = family.needs or family.near
-                for begin, stop in hot:
+                nowhere = marks and size > _SHORT and self._first(marks, low, 0, size) < 0
+                for begin, stop in () if nowhere else hot:
                     if kinds <= done:
                         break
                     if marks and self._first(marks, low, begin, stop) < 0:

@@ -206,6 +206,10 @@ def luhn_card(digits: str) -> bool:
     return luhn_valid(digits) and _issued(digits, named=False)
 
 
+_LEAST = {b"+": 16, b"=": 13, b"#": 13, b"/": 13}
+"""How many digits a card has at least behind a sign of a telephone number, a counter or an account."""
+
+
 def _card_span(match: Match, *, named: bool) -> Span | None:
     """The longest run of whole digit groups from here that is a card number; `named` when a word says that it is one.
 
@@ -214,7 +218,7 @@ def _card_span(match: Match, *, named: bool) -> Span | None:
     """
     text, start, found = match.string, match.start(), None
     stop = match.end(1)
-    least = 12 if named else {b"+": 16, b"=": 13, b"#": 13, b"/": 13}.get(text[start - 1 : start], 12)
+    least = 12 if named else _LEAST.get(text[start - 1 : start], 12)
     if least == 12 and not named and text[start - 1 : start] + text[stop : stop + 1] in {b"::", b",,"}:
         least = 13
     groups = GROUP.findall(text, start, stop)
@@ -241,12 +245,12 @@ _GOODS = re.compile(
 _RECORD = re.compile(rb"(?i)\b(?:(?:owner|account|project)_number|(?!card)(?:[a-z]+_)?id)[\"']?[ :#=(]{0,3}[\"']?\Z")
 _CELLS = {
     cell: (
+        re.compile(rb"(?<![0-9A-Za-z])(?:" + cell + rb"[ \t./_\-]{1,3})+\Z"),
         re.compile(cell + rb"(?:([ \t./_\-]{1,3})" + cell + rb"(?:\1" + cell + rb")*)?(?![0-9A-Za-z])"),
-        re.compile(rb"(?<![0-9A-Za-z])(" + cell + rb")[ \t./_\-]{1,3}\Z"),
     )
     for cell in (rb"[0-9A-Fa-f]{4}", rb"[0-9A-Fa-f]{1,8}")
 }
-"""A row of cells from here on, and the cell before."""
+"""A row of cells up to here, and from here on."""
 _COLUMNS = re.compile(rb"[0-9]+(?:[ \t]{2,3}|\t)")
 
 
@@ -261,11 +265,9 @@ def _in_table(text: bytes, start: int) -> bool:
 
     Numbers of any length only where more than a space is between them: people write other numbers right beside a card's.
     """
-    row, before = _CELLS[rb"[0-9A-Fa-f]{1,8}" if _COLUMNS.match(text, start) else rb"[0-9A-Fa-f]{4}"]
-    begin = start
-    while start - begin < 64 and (step := before.search(text, max(0, begin - 12), begin)):
-        begin = step.start(1)
-    run = row.match(text, begin, start + 160)
+    before, row = _CELLS[rb"[0-9A-Fa-f]{1,8}" if _COLUMNS.match(text, start) else rb"[0-9A-Fa-f]{4}"]
+    first = before.search(text, max(0, start - 64), start)
+    run = row.match(text, first.start() if first else start, start + 160)
     cells = re.split(rb"[ \t./_\-]+", run[0]) if run else []
     dump = any(not cell.isdigit() and GROUP.search(cell) for cell in cells)
     if len(cells) < 9 and not dump:
@@ -306,7 +308,10 @@ _CARD_STRICT = re.compile(
     rb"|[0-9]{4}(?P<s>_)(?:[0-9]{4}(?P=s)(?:[0-9]{4}(?P=s)[0-9]|[0-9]{5})|[0-9]{6}(?P=s)[0-9]{4}|[0-9]{3}(?P=s)[0-9]{3}(?P=s)[0-9]{3})"
     rb"|[0-9]{6}_[0-9]{13}|[0-9]{8}_[0-9]{8})".replace(b"_", rb"[ \t./_\-]{1,3}")
 )
-_CARD_RULES = (Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"|" + _CARD_GROUPED + rb"))"), _card),)
+_CARD_RULES = (
+    Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"))"), _card),
+    Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_GROUPED + rb"))"), _card, steps=8),
+)
 _CARD_NAMED = Named(
     _words(
         "card", r"\bcc\b", "credit", "debit", "visa", "maestro", "amex", "american express", "diners", r"\bjcb\b",
