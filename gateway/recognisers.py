@@ -310,7 +310,7 @@ _CARD_STRICT = re.compile(
 )
 _CARD_RULES = (
     Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_SOLID + rb"))"), _card),
-    Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_GROUPED + rb"))"), _card, steps=8),
+    Rule("card", re.compile(_CARD_START + rb"(?=(" + _CARD_GROUPED + rb"))"), _card, steps=12),
 )
 _CARD_NAMED = Named(
     _words(
