@@ -247,8 +247,8 @@ class Front:
 
     def _reached(self, worker: str) -> str:
         """Of a worker process that is ready: whether a request would be served by it now."""
-        away = worker == "names" and self.names is not None and not self.names.connected
-        return "ready, and not yet connected" if away else "ready"
+        trouble = self.names.trouble if worker == "names" and self.names is not None else ""
+        return f"ready, and {trouble}" if trouble else "ready"
 
     async def page(self) -> tuple[bytes, str]:
         """The metrics page of all front workers. Raises Unavailable."""

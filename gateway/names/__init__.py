@@ -7,7 +7,8 @@ raised makes its request `restricted`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import accumulate
@@ -40,18 +41,23 @@ class NamesTooLong(Exception):
 class Names:
     """A front worker's end of the names worker. `run` keeps the connection; `read` waits, and so belongs on a thread."""
 
-    def __init__(self, path: str, *, max_chars: int, timeout_s: float) -> None:
+    def __init__(self, path: str, *, max_chars: int, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """`path` of the worker's socket; `max_chars` that one request may bring it to read; `timeout_s` for its answer."""
         self._client = Client(path, from_worker_decoder())
         self._max_chars = max_chars
         self._timeout_s = timeout_s
         self._known: Verdicts[tuple[Span, ...]] = Verdicts()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._clock = clock
+        self._asked_again: float | None = None
+        """When a worker that was late may be asked again: until then nobody waits for it, and then one at a time."""
 
     @property
-    def connected(self) -> bool:
-        """Whether a text that is read now reaches the worker."""
-        return self._client.connected
+    def trouble(self) -> str:
+        """Why a text would not be read now; empty when it would."""
+        if not self._client.connected:
+            return "not yet connected"
+        return "late with its last answer" if self._asked_again is not None else ""
 
     async def run(self) -> None:
         """Keep the connection to the worker up until cancelled."""
@@ -86,6 +92,10 @@ class Names:
                 raise AssertionError("names are read on a thread, never on the event loop")
         if self._loop is None:
             raise NamesAway("nobody keeps the connection to the names worker")
+        if self._asked_again is not None:
+            if self._clock() < self._asked_again:
+                raise NamesLate("the names worker was late with its last answer")
+            self._asked_again = self._clock() + self._timeout_s
         call = asyncio.run_coroutine_threadsafe(
             self._client.ask(Read(self._client.next_id(), texts, self._timeout_s)), self._loop
         )
@@ -93,9 +103,12 @@ class Names:
             answer = call.result(self._timeout_s)
         except (TimeoutError, CancelledError):
             call.cancel()
+            self._asked_again = self._clock() + self._timeout_s
             raise NamesLate(f"the names worker did not answer within {self._timeout_s:g} s") from None
         except WorkerGone as error:
+            self._asked_again = None
             raise NamesAway(str(error)) from None
+        self._asked_again = None
         if not isinstance(answer, Found) or len(answer.spans) != len(texts):
             raise NamesFailed("the names worker failed on a text")
         return answer.spans

@@ -1,6 +1,7 @@
 """Names of people, places and firms: a real model in a real process, what the gateway makes of them, and every way it can be away."""
 
 import asyncio
+import itertools
 import json
 import signal
 import subprocess
@@ -50,9 +51,9 @@ def worker(presidio_model, tmp_path_factory):
 
 
 @asynccontextmanager
-async def names(path, *, max_chars=10_000, timeout_s=60.0):
+async def names(path, *, max_chars=10_000, timeout_s=60.0, clock=time.monotonic):
     """A front worker's end; connected, if there is a worker."""
-    made = Names(str(path), max_chars=max_chars, timeout_s=timeout_s)
+    made = Names(str(path), max_chars=max_chars, timeout_s=timeout_s, clock=clock)
     running = asyncio.create_task(made.run())
     async with asyncio.timeout(30):
         while path.exists() and not made._client.connected:
@@ -131,6 +132,25 @@ async def test_what_was_read_before_is_not_read_again(worker):
     assert privacy.classify(scanned, {}) == "restricted"
 
 
+async def test_a_worker_that_was_late_keeps_nobody_else_waiting(worker, presidio):
+    """Until its time is over others are told at once, without asking it; then one finds out, and all are read again."""
+    process, path = worker
+    now = [0.0]
+    async with names(path, timeout_s=0.3, clock=lambda: now[0]) as made:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(NamesLate, match=r"within 0\.3 s"):
+            await asyncio.to_thread(made.read, [TEXT])
+        process.send_signal(signal.SIGCONT)
+        made._timeout_s = 60.0
+        with pytest.raises(NamesLate, match="last answer"):
+            await asyncio.to_thread(made.read, [TEXT])
+        assert made.trouble == "late with its last answer"
+        now[0] = 0.4
+        assert spoken((await asyncio.to_thread(made.read, [TEXT]))[0]) == spoken(presidio.locate(TEXT))
+        assert made.trouble == ""
+        assert await asyncio.to_thread(made.read, [TEXT + " Bye."])
+
+
 async def test_what_nobody_waits_for_any_more_is_not_read(worker, presidio):
     """A burst makes no more late than itself: what waited too long in the line is passed over."""
     read = []
@@ -139,7 +159,7 @@ async def test_what_nobody_waits_for_any_more_is_not_read(worker, presidio):
     assert late._read(Read(2, ["hello"], 9.0), time.monotonic() + 9) == Found(2, [[]])
     assert read == ["hello"]
     process, path = worker
-    async with names(path, timeout_s=0.3) as made:
+    async with names(path, timeout_s=0.3, clock=itertools.count().__next__) as made:
         process.send_signal(signal.SIGSTOP)
         for number in range(3):
             with pytest.raises(NamesLate):
