@@ -405,8 +405,9 @@ class _Gates:
             return [(compiled(family.gate + family.rest), family, {rule.kind for rule in family.rules}) for family in families]
 
         self.groups = [(compiled(group.shape), prepared(group.families)) for group in GROUPS]
-        self.digits = self.groups[0][0]
         """Each shape is a pass of its own: joined, patterns that count signs have more states than can be built in time."""
+        self.digits = self.groups[0][0]
+        """The shape that all runs of digits have."""
         self.needy = prepared(NEEDY)
         signs = {sign: family.needs for family in NEEDY for sign in family.needs}
         self.bytes = {sign: needs for sign, needs in signs.items() if len(sign) == 1}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gateway import privacy
 from gateway.national_ids import SCHEMES
 from gateway.privacy import CLASSES, KINDS, Detector, Scan, classify, find, highest, normalise, re2, scan
-from gateway.recognisers import FAMILIES, SEPARATOR, github_checksum
+from gateway.recognisers import FAMILIES, ID_WORDS, NEEDY, SEPARATOR, github_checksum
 from tests.bench.privacy import LOOKALIKES, lookalikes
 
 ALNUM = string.ascii_letters + string.digits
@@ -684,6 +684,13 @@ def test_a_national_number_has_one_of_its_lengths(scheme):
 def test_every_character_with_a_plain_form_is_looked_for():
     """The pattern leaves out the planes and blocks in which none stands, such as emoji."""
     assert all(privacy._FOLDABLE.fullmatch(letter) for letter in privacy._FOLDED)
+
+
+@settings(max_examples=300, deadline=None)
+@given(word=st.from_regex(ID_WORDS, fullmatch=True))
+def test_no_word_for_a_national_number_begins_like_a_sign(word):
+    """Where both are looked for in one pass, what begins like a sign is taken for one."""
+    assert not any(word.lower().startswith(sign) for family in NEEDY for sign in family.needs if len(sign) > 1)
 
 
 CROWD = "the key to a token is no secret: pwd, passcode. " * 12
