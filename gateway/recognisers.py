@@ -529,7 +529,9 @@ _NOBODY_V4 = re.compile(rb"0\.|127\.|255\.")
 _HEX_WITH_DIGIT = re.compile(rb"(?i)(?=[a-f]*[0-9])[0-9a-f]{3,4}")
 
 
-_SECTION = re.compile(rb"(?:// |/\* ?|\xa7 ?)\Z")
+_SECTION = re.compile(rb"(?:// (?:c\+\+[0-9]{2} )?\[?|/\* ?|\xa7 ?)\Z")
+_OBJECT_IDS = (b"2.5.4.", b"2.5.29.")
+"""Attributes and extensions of certificates (ITU-T X.520, X.509), which nobody writes for addresses."""
 _FRACTION_BEFORE = re.compile(rb"(?<![0-9.])[0-9]*\.[0-9]+[ ,]?-?\Z")
 _FRACTION_BEHIND = re.compile(rb"[ ,]?-?[0-9]*\.[0-9]+(?:\.[0-9]+)?(?![0-9.])")
 _VERSION_BEHIND = re.compile(rb"-(?:[0-9](?![0-9])|[A-Za-z])|\) [a-z\-]+; urgency=")
@@ -553,7 +555,7 @@ def _ipv4(match: Match) -> Span | None:
     before = match.string[max(0, match.start() - CONTEXT_BYTES) : match.start()].lower()
     if before.endswith(b"section-"):
         return None
-    alone = len(match[0]) > 7 and not _SECTION.search(before[-4:])
+    alone = len(match[0]) > 7 and not match[0].startswith(_OBJECT_IDS) and not _SECTION.search(before[-12:])
     if alone and not _VERSION_WORD.search(before[-_VERSION_BYTES:]) and not _in_path(match, before):
         return match.span()
     return match.span() if _IP_WORD.search(before) else None

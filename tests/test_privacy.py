@@ -693,6 +693,13 @@ def test_no_word_for_a_national_number_begins_like_a_sign(word):
     assert not any(word.lower().startswith(sign) for family in NEEDY for sign in family.needs if len(sign) > 1)
 
 
+@pytest.mark.parametrize("text", ["// [23.2.2.3] modifiers", "// C++14 20.8.2.3", 'KEY_USAGE "2.5.29.15"', "OID 2.5.4.10"])
+def test_sections_and_object_ids_are_no_addresses(text):
+    """In code they stand where an address could; beside a word such as `host` they are one."""
+    assert not kinds(text)
+    assert kinds("host 2.5.29.15") == {"ip"}
+
+
 CROWD = "the key to a token is no secret: pwd, passcode. " * 12
 
 

@@ -57,7 +57,10 @@ class Names:
         """Why a text would not be read now; empty when it would."""
         if not self._client.connected:
             return "not yet connected"
-        return "late with its last answer" if self._asked_again is not None else ""
+        return "late with its last answer" if self._paused() else ""
+
+    def _paused(self) -> bool:
+        return self._asked_again is not None and self._clock() < self._asked_again
 
     async def run(self) -> None:
         """Keep the connection to the worker up until cancelled."""
@@ -92,9 +95,9 @@ class Names:
                 raise AssertionError("names are read on a thread, never on the event loop")
         if self._loop is None:
             raise NamesAway("nobody keeps the connection to the names worker")
+        if self._paused():
+            raise NamesLate("the names worker was late with its last answer")
         if self._asked_again is not None:
-            if self._clock() < self._asked_again:
-                raise NamesLate("the names worker was late with its last answer")
             self._asked_again = self._clock() + self._timeout_s
         call = asyncio.run_coroutine_threadsafe(
             self._client.ask(Read(self._client.next_id(), texts, self._timeout_s)), self._loop
