@@ -909,7 +909,7 @@ _SPILL = 64
 """Bytes that the last match of a block may reach over its end, or the block is not kept."""
 _BEHIND = 160
 """How far before a gate's match a rule looks at most, in bytes; `Family.ahead` says how far behind it."""
-_STEPS, _CHARS_A_STEP = 2_000, 48
+_STEPS, _CHARS_A_STEP = 2_000, 54
 """Steps of about a microsecond that a text may cost, whatever its length, and characters that allow one more."""
 _SMALL = 1 << 11
 """Bytes up to which one pass looks for everything at once."""
