@@ -206,7 +206,7 @@ def test_a_dead_redis_changes_nothing_about_names(presidio_model, tmp_path):
         more = 'redis_url_env = "TEST_REDIS_URL"\n'
         env = {"TEST_REDIS_URL": url}
         with gateway_with(tmp_path / "two", presidio_model, more=more, workers=2, env=env) as (gateway, _):
-            until_read(gateway)
+            until(lambda: all(judged(gateway, naming()) == READ for _ in range(10)), "both front workers' connections")
             redis.kill()
             redis.wait()
             for _ in range(10):
