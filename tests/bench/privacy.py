@@ -298,7 +298,7 @@ LOOKALIKES = (
     "tel <d2>.01.19<d2> ", "tel 37/phone 48/ ", "card 4<d15> ", "ssn 000<d6> ", "call me at <d8>, ", "cpf <d11> ",
     "national id <d9> <d9> <d9> ", "vid: <d9> ", "personal number <d36>- ", "ghp_<a36> ", "eyJ<a12>.<a9> ", "sk-<l20> ", "<b34> ",
     "bc1<q39> ", "bc1<q100> ", "0x0<h2>0000000000000000000000000000000000000 ", "ab::c ", "<h2>:<h2>:<h2>:<h2>:<h2>:<h2>:<h2>:<h2>:<h2> ",
-    "version 9<d1>.<d2>.<d2>.<d2> ", "password: password: ", "pwd=pwd=pwd=<l4> ", "password )", "token=<l16> ", "bearer <l20> ",
+    "version 9<d1>.<d2>.<d2>.<d2> ", "password: password: ", "pwd=pwd=pwd=<l4> ", "password )", "token=<l16> ", "bearer <l20> ", "bearer <l400>~ ", "token=<l60>~1 ", "sk-<l120>_9Z ",
     "-----BEGIN <l3> PRIVATE KEY ", "://<l3>:a@ ", "git@<l3>.com ", "a@<l3>.dot( ", "://a:b@<l3>.dot ", "<e30> ", "<s1>", "<m1>", "<x1>",
     "<b1>", "<a1>-", "4<d15> version 9<d1>.<d2>.<d2>.<d2> tel <d2>.01.19<d2> <b34> <h2>::c api_key=<l16> +<d9> ",
 )  # fmt: skip
