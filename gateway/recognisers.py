@@ -931,7 +931,7 @@ _EMAIL_REST = (
 
 _WORDS = re.compile(
     rb"(?:(?:[A-Za-z]*[0-9]{0,4}|[A-Z]+[0-9]{1,4}[A-Z]+[0-9]?)[._/$\-])+[A-Za-z]*[0-9]{0,4}"
-    rb"|(?:[A-Z][0-9]{0,2})?(?>[A-Z]?[a-z]{4,}+[0-9]{0,2}+|[A-Z]{2,5}[0-9]{1,2}(?=[A-Z])|Key){2,}+"
+    rb"|(?:[A-Z][0-9]{0,2})?(?>[A-Z]?[a-z]{4,}+[0-9]{0,2}+|[A-Z]{2,5}[0-9]{1,2}(?=[A-Z])|Key)++"
 )
 """A name in code: words with signs between them, digits only at their ends, or in `CamelCase`.
 
