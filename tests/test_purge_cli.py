@@ -30,6 +30,8 @@ def slow(tmp_path):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         (state / "run" / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid(), "admin_key": "gw-x"}))
         pipe = subprocess.PIPE
+        # A shell starts what runs in its background deaf to Ctrl-C, and that is inherited.
+        command = ["env", "--default-signal=INT", *command]
         process = stack.enter_context(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
         stack.callback(process.kill)
         listener.settimeout(60)
