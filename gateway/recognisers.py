@@ -942,9 +942,9 @@ _IN_HASH = re.compile(rb"(?:sha[0-9]{3}[=\-]|[0-9A-Za-z][\-_])\Z")
 def _random(match: Match) -> Span | None:
     """Not a placeholder, a CSS class or a name in code: many different characters, among them a digit or both cases."""
     token = match["token"]
-    if len(set(token)) < 8 or _WORDS.fullmatch(token):
+    if (token.islower() or token.isupper()) and not GROUP.search(token):
         return None
-    return match.span() if GROUP.search(token) or not (token.islower() or token.isupper()) else None
+    return None if len(set(token)) < 8 or _WORDS.fullmatch(token) else match.span()
 
 
 def _issued_token(match: Match) -> Span | None:
@@ -1176,7 +1176,7 @@ _INNER_TOKEN_GATE = (
 )
 """Those that begin in the middle of a word."""
 _BEARER_RULES = (
-    Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random),
+    Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])bearer[ \t]{1,3}(?P<token>[0-9A-Za-z._~+/=\-]{20,4000})"), _random, steps=8),
 )
 _BASIC_RULES = (
     Rule("secret", re.compile(rb"(?i)(?<![0-9A-Za-z])basic[ \t]{1,3}(?P<token>[0-9A-Za-z+/_\-]{12,4000}={0,2})"), _basic),
